@@ -1,0 +1,139 @@
+-- Appends events to logs and rings the doorbell of each: one atomic step, so
+-- that the order in a log is the order on its channel.
+--
+-- KEYS  the logs, then the markers (keys that remember the id of an event that
+--       was published with Idempotent)
+-- ARGV  [1] number of logs  [2] lifetime of a marker in ms
+--       [3] the command that publishes: PUBLISH or SPUBLISH
+--       for each log:   channel, number of events to keep (0: all),
+--                       lifetime after the last append in ms (0: for ever),
+--                       epoch that the caller saw last ('': none)
+--       for each event: number of its log, its JSON without cursor, and how:
+--                       '' or 'id|look|since|marker|also' with
+--          look    how many of the newest entries to search for the id
+--          since   a seq; entries of the caller's epoch up to it are not searched
+--          marker  number of the event's marker among KEYS, or ''
+--          also    other channels that the event was appended to before, or ''
+-- reply one string for each event: '+<position>' appended, '=<position>' was
+--       there already, '~<error>' appended but not published, '!<error>' not
+--       appended
+local logs, markerTTL, publish = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local epochs, touched = {}, {}
+
+local function channel(log) return ARGV[4 + (log - 1) * 4] end
+local function keep(log) return ARGV[5 + (log - 1) * 4] end
+local function lifetime(log) return ARGV[6 + (log - 1) * 4] end
+for log = 1, logs do
+  local epoch = ARGV[7 + (log - 1) * 4]
+  if epoch ~= '' then epochs[log] = epoch end
+end
+
+local function xadd(log, id, event, also, create)
+  local args = {'XADD', KEYS[log]}
+  if not create then args[#args + 1] = 'NOMKSTREAM' end
+  if keep(log) ~= '0' then
+    args[#args + 1] = 'MAXLEN'
+    args[#args + 1] = '~'
+    args[#args + 1] = keep(log)
+  end
+  args[#args + 1] = id
+  args[#args + 1] = 'event'
+  args[#args + 1] = event
+  if also ~= '' then
+    args[#args + 1] = 'also'
+    args[#args + 1] = also
+  end
+  return redis.pcall(unpack(args))
+end
+
+-- The epoch of the log as it is, nil when there is no log; or nil and an error.
+local function epochOf(log)
+  local info = redis.pcall('XINFO', 'STREAM', KEYS[log])
+  if info.err then
+    if string.find(info.err, 'no such key', 1, true) then return nil end
+    return nil, info.err
+  end
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return string.match(info[i + 1], '^%d+') end
+  end
+end
+
+-- The position, or nil and an error.
+local function append(log, event, also)
+  if epochs[log] then
+    local id = xadd(log, epochs[log] .. '-*', event, also, false)
+    if type(id) == 'string' then return id end
+    if id and id.err and not string.find(id.err, 'equal or smaller', 1, true) then return nil, id.err end
+  end
+  local epoch, err = epochOf(log)
+  if err then return nil, err end
+  local id
+  if epoch then
+    id = xadd(log, epoch .. '-*', event, also, false)
+  else
+    local t = redis.call('TIME')
+    epoch = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+    id = xadd(log, epoch .. '-1', event, also, true)
+  end
+  if type(id) ~= 'string' then return nil, id and id.err or 'the log went away' end
+  epochs[log] = epoch
+  return id
+end
+
+-- The position of the event with this id among the newest entries, or nil.
+local function find(log, id, look, since)
+  local want, from, last = '{"id":"' .. id .. '"', '+', nil
+  if epochs[log] and since ~= '' then last = epochs[log] .. '-' .. since end
+  while look > 0 do
+    local page = redis.pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
+    if page.err or #page == 0 then return nil end
+    for _, entry in ipairs(page) do
+      if entry[1] == last then return nil end
+      if string.sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
+    end
+    look = look - #page
+    from = '(' .. page[#page][1]
+  end
+end
+
+local replies = {}
+for a = 4 + logs * 4, #ARGV, 3 do
+  local log, event, how = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
+  local there, marker, also = nil, nil, ''
+  if how ~= '' then
+    local id, look, since, m, others = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
+    also = others
+    if m ~= '' then
+      marker = KEYS[tonumber(m)]
+      there = redis.call('GET', marker) or nil
+      -- A marker outlives a log that was lost: then the event is not there.
+      if there and string.match(there, '^%d+') ~= epochOf(log) then there = nil end
+    end
+    if not there then there = find(log, id, tonumber(look), since) end
+  end
+  local reply
+  if there then
+    reply = '=' .. there
+  else
+    local id, err = append(log, event, also)
+    if id then
+      local rung = redis.pcall(publish, channel(log), string.sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
+      touched[log] = true
+      there = id
+      reply = '+' .. id
+      if type(rung) == 'table' and rung.err then reply = '~' .. rung.err end
+    else
+      reply = '!' .. err
+    end
+  end
+  if marker and there then redis.call('SET', marker, there, 'PX', markerTTL) end
+  replies[#replies + 1] = reply
+end
+for log in pairs(touched) do
+  if lifetime(log) == '0' then
+    redis.call('PERSIST', KEYS[log])
+  else
+    redis.call('PEXPIRE', KEYS[log], lifetime(log))
+  end
+end
+return replies

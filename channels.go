@@ -1,0 +1,99 @@
+package eventbus
+
+import (
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// A ChannelKind is the first part of a channel's name: whose events it carries.
+type ChannelKind string
+
+// The three kinds of channel.
+const (
+	ProjectKind ChannelKind = "project"
+	AgentKind   ChannelKind = "agent"
+	UserKind    ChannelKind = "user"
+)
+
+// A Channel names one stream of events: all of a project, of an agent, or for a
+// user. Its text form is "project:<uuid>", "agent:<uuid>" or "user:<uuid>" with
+// the UUID in lower case. Channels are comparable and can be map keys. The zero
+// Channel is no channel and is refused wherever one is needed.
+type Channel struct {
+	kind ChannelKind
+	id   uuid.UUID
+}
+
+// ProjectChannel is the channel that every event of the project is published to.
+func ProjectChannel(id uuid.UUID) Channel { return Channel{ProjectKind, id} }
+
+// AgentChannel is the channel of one agent.
+func AgentChannel(id uuid.UUID) Channel { return Channel{AgentKind, id} }
+
+// UserChannel is the channel of one user.
+func UserChannel(id uuid.UUID) Channel { return Channel{UserKind, id} }
+
+// ParseChannel reads the text form. The UUID may be in upper case. The error is
+// a [*ValidationError].
+func ParseChannel(s string) (Channel, error) {
+	kind, id, _ := strings.Cut(s, ":")
+	switch ChannelKind(kind) {
+	case ProjectKind, AgentKind, UserKind:
+	default:
+		return Channel{}, invalid("channel", "channel", "%s must begin with project:, agent: or user:", excerpt(s))
+	}
+	u, err := parseUUID(id)
+	if err != nil {
+		return Channel{}, invalid("channel", "channel", "%s must end in a UUID", excerpt(s))
+	}
+	c := Channel{ChannelKind(kind), u}
+	return c, c.check("channel")
+}
+
+// Kind tells whose channel it is.
+func (c Channel) Kind() ChannelKind { return c.kind }
+
+// ID is the UUID of the project, agent or user.
+func (c Channel) ID() uuid.UUID { return c.id }
+
+// String returns the text form, "" for the zero Channel.
+func (c Channel) String() string {
+	if c.kind == "" {
+		return ""
+	}
+	return string(c.kind) + ":" + c.id.String()
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (c Channel) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler], as [ParseChannel] does.
+func (c *Channel) UnmarshalText(text []byte) error {
+	parsed, err := ParseChannel(string(text))
+	if err == nil {
+		*c = parsed
+	}
+	return err
+}
+
+// check refuses the zero Channel and the nil UUID, which nearly always is a
+// variable that was not set.
+func (c Channel) check(field string) error {
+	if c.kind == "" {
+		return invalid("channel", field, "is not set")
+	}
+	if c.id == uuid.Nil {
+		return invalid("channel", field, "%s has the nil UUID", c)
+	}
+	return nil
+}
+
+// parseUUID takes the 36-character form only: uuid.Parse also takes braces,
+// "urn:uuid:" and bare hex.
+func parseUUID(s string) (uuid.UUID, error) {
+	if len(s) != 36 {
+		return uuid.Nil, errNotUUID
+	}
+	return uuid.Parse(s)
+}

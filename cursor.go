@@ -1,0 +1,268 @@
+package eventbus
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"hash/fnv"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A Position is a place in the log of one channel: right behind one event. The
+// log numbers its events without holes; the epoch is the Redis time in
+// milliseconds at which the log was created, so that a log that was lost and
+// begun anew is not mistaken for the old one. The text form is the ID of the
+// entry in the Redis stream, "<epoch>-<seq>", such as "1763868000000-42".
+//
+// The zero Position stands before everything that there is. Positions are
+// comparable.
+type Position struct {
+	// epoch and seq name the last event that lies behind. seq is 0 before the
+	// first event of an epoch, and noLog when there was no log at the time epoch.
+	epoch int64
+	seq   int64
+	// mark is the fingerprint of the event that epoch and seq name: after a
+	// failover, a number can be given again to another event. 0 is not known.
+	mark uint16
+}
+
+// noLog as the seq of a Position says that there was no log; its epoch is when.
+const noLog = -1
+
+// IsZero tells whether p is the zero Position.
+func (p Position) IsZero() bool { return p == Position{} }
+
+// String returns the text form, "" for the zero Position.
+func (p Position) String() string {
+	if p.IsZero() {
+		return ""
+	}
+	return string(p.append(nil))
+}
+
+func (p Position) append(b []byte) []byte {
+	b = strconv.AppendInt(b, p.epoch, 10)
+	b = append(b, '-')
+	return strconv.AppendInt(b, max(p.seq, 0), 10)
+}
+
+// same tells whether p and q are one place: unequal fingerprints say no, an
+// unknown one says nothing.
+func (p Position) same(q Position) bool {
+	return p.epoch == q.epoch && p.seq == q.seq && (p.mark == q.mark || p.mark == 0 || q.mark == 0)
+}
+
+// follows tells whether p is the place right behind q in the same epoch, or the
+// first one of a log where q says that there was none.
+func (p Position) follows(q Position) bool {
+	if q.seq == noLog {
+		return p.seq == 1
+	}
+	return p.epoch == q.epoch && p.seq == q.seq+1
+}
+
+// The longest epoch is 48 bits of milliseconds, which lasts until the year 10889.
+const (
+	maxEpoch = 1<<48 - 1
+	maxSeq   = 1<<53 - 1
+)
+
+var errPosition = errors.New("eventbus: not a position of the form <epoch>-<seq>")
+
+// ParsePosition reads the text form.
+func ParsePosition(s string) (Position, error) {
+	e, q, ok := strings.Cut(s, "-")
+	epoch, err1 := strconv.ParseUint(e, 10, 48)
+	seq, err2 := strconv.ParseUint(q, 10, 53)
+	if !ok || err1 != nil || err2 != nil || epoch == 0 || e[0] == '+' || q[0] == '+' {
+		return Position{}, errPosition
+	}
+	return Position{epoch: int64(epoch), seq: int64(seq)}, nil
+}
+
+// fingerprint is the mark of the event with this id; never 0.
+func fingerprint(id string) uint16 {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	sum := h.Sum32()
+	return max(uint16(sum>>16)^uint16(sum), 1)
+}
+
+// A Cursor is where a subscription stands in all its channels, as opaque text:
+// what a browser keeps as its last event id. Any bus on the same Redis resumes
+// from it. The zero Cursor says nothing of any channel. Cursors are comparable.
+//
+// The text has base64url characters only, at most 128 of them for six channels.
+type Cursor struct{ text string }
+
+// ParseCursor reads the text form. "" is the zero Cursor.
+func ParseCursor(s string) (Cursor, error) {
+	if s == "" {
+		return Cursor{}, nil
+	}
+	if _, err := decodeCursor(s); err != nil {
+		return Cursor{}, err
+	}
+	return Cursor{s}, nil
+}
+
+// IsZero tells whether c is the zero Cursor.
+func (c Cursor) IsZero() bool { return c.text == "" }
+
+// String returns the text form.
+func (c Cursor) String() string { return c.text }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (c Cursor) MarshalText() ([]byte, error) { return []byte(c.text), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler], as [ParseCursor] does.
+func (c *Cursor) UnmarshalText(text []byte) error {
+	parsed, err := ParseCursor(string(text))
+	if err == nil {
+		*c = parsed
+	}
+	return err
+}
+
+// The bytes of a cursor, before base64url:
+//
+//	version and salt   1   0xE0 + salt
+//	for each channel:
+//	  hash             3   FNV-1a of the salt and the channel's name
+//	  fingerprint      2
+//	  seq + 1              uvarint; 0 is noLog
+//	  epoch                of the first channel a uvarint, then the zigzag
+//	                       varint of the difference to the one before
+//
+// The salt, 0 to 15, is the least with which the channels' hashes differ.
+const (
+	cursorVersion   = 0xE0
+	maxCursorLength = 1024 // characters; 40 channels with the longest numbers fit
+)
+
+// A cursorEntry is the position of one channel in a cursor.
+type cursorEntry struct {
+	hash uint32
+	pos  Position
+}
+
+// A cursorKey encodes the cursors of a fixed list of channels. It is immutable.
+type cursorKey struct {
+	salt   byte
+	hashes []uint32
+}
+
+func newCursorKey(names []string) cursorKey {
+	for salt := byte(0); ; salt++ {
+		key := cursorKey{salt: salt}
+		for _, name := range names {
+			key.hashes = append(key.hashes, channelHash(salt, name))
+		}
+		distinct := slices.Clone(key.hashes)
+		slices.Sort(distinct)
+		if len(slices.Compact(distinct)) == len(names) || salt == 15 {
+			return key
+		}
+	}
+}
+
+func channelHash(salt byte, name string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte{salt})
+	h.Write([]byte(name))
+	sum := h.Sum32()
+	return (sum ^ sum>>24) & 0xFFFFFF
+}
+
+// append encodes the cursor in which the i-th channel stands at position(i).
+func (k cursorKey) append(b []byte, position func(i int) Position) []byte {
+	var raw [256]byte
+	out := append(raw[:0], cursorVersion|k.salt)
+	var epoch int64
+	for i, hash := range k.hashes {
+		p := position(i)
+		out = append(out, byte(hash>>16), byte(hash>>8), byte(hash))
+		out = binary.BigEndian.AppendUint16(out, p.mark)
+		out = binary.AppendUvarint(out, uint64(p.seq+1))
+		if i == 0 {
+			out = binary.AppendUvarint(out, uint64(p.epoch))
+		} else {
+			out = binary.AppendVarint(out, p.epoch-epoch)
+		}
+		epoch = p.epoch
+	}
+	return base64.RawURLEncoding.AppendEncode(b, out)
+}
+
+var errCursor = errors.New("eventbus: not a cursor")
+
+func decodeCursor(s string) ([]cursorEntry, error) {
+	if len(s) > maxCursorLength {
+		return nil, errCursor
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) < 2 || b[0]&0xF0 != cursorVersion {
+		return nil, errCursor
+	}
+	b = b[1:]
+	var entries []cursorEntry
+	var epoch int64
+	for len(b) > 0 {
+		if len(b) < 7 {
+			return nil, errCursor
+		}
+		var e cursorEntry
+		e.hash = uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])
+		e.pos.mark = binary.BigEndian.Uint16(b[3:])
+		seq, n := binary.Uvarint(b[5:])
+		if n <= 0 || seq > maxSeq+1 {
+			return nil, errCursor
+		}
+		b = b[5+n:]
+		e.pos.seq = int64(seq) - 1
+		var delta int64
+		if entries == nil {
+			var first uint64
+			first, n = binary.Uvarint(b)
+			delta = int64(min(first, maxEpoch+1))
+		} else {
+			delta, n = binary.Varint(b)
+		}
+		if n <= 0 || delta > maxEpoch || delta < -maxEpoch {
+			return nil, errCursor
+		}
+		b = b[n:]
+		epoch += delta
+		if epoch < 0 || epoch > maxEpoch {
+			return nil, errCursor
+		}
+		e.pos.epoch = epoch
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+// positions gives the cursor's position of each channel; ok is false for a
+// channel that the cursor says nothing of.
+func (c Cursor) positions(names []string) (pos []Position, ok []bool, err error) {
+	pos, ok = make([]Position, len(names)), make([]bool, len(names))
+	if c.IsZero() {
+		return pos, ok, nil
+	}
+	entries, err := decodeCursor(c.text)
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, _ := base64.RawURLEncoding.DecodeString(c.text[:2])
+	for i, name := range names {
+		hash := channelHash(raw[0]&0x0F, name)
+		for _, e := range entries {
+			if e.hash == hash {
+				pos[i], ok[i] = e.pos, true
+			}
+		}
+	}
+	return pos, ok, nil
+}

@@ -1,0 +1,182 @@
+package eventbus
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Errors that callers branch on with [errors.Is].
+var (
+	// ErrClosed is returned by every operation on a bus after [Bus.Close] or
+	// [Bus.Shutdown] began, and ends every subscription that was open then.
+	ErrClosed = errors.New("eventbus: bus is closed")
+
+	// ErrTooLarge is wrapped by the error for an event that is longer than
+	// the limit of the bus (see [WithMaxEventSize]).
+	ErrTooLarge = errors.New("event is too large")
+
+	// ErrUnavailable is wrapped by errors that say that Redis could not be
+	// reached or did not answer in time; trying again later may help.
+	ErrUnavailable = errors.New("redis is not available")
+
+	// ErrUnsupported is wrapped by the error of [New] for a Redis that
+	// cannot do what the bus needs; the message says what to change.
+	ErrUnsupported = errors.New("redis cannot be used")
+)
+
+// A FieldError says what is wrong with one field.
+type FieldError struct {
+	// Field is the path of the field as it is named in JSON, such as
+	// "actor_type" or "payload.agent_instance_id".
+	Field string
+	// Problem completes the sentence that Field begins: "is required".
+	Problem string
+}
+
+// Error returns the field and its problem as one sentence.
+func (e FieldError) Error() string { return e.Field + " " + e.Problem }
+
+// A ValidationError says everything that is wrong with an event, a payload, a
+// channel or a subscription: every bad field at once. Match it with
+// [errors.As]; it never holds payload values.
+type ValidationError struct {
+	// Subject is what was looked at, such as "event", "payload of
+	// agent.message" or "channel".
+	Subject string
+	// Fields has at least one element, in the order of the wire format.
+	Fields []FieldError
+}
+
+// Error lists all fields: "eventbus: payload of agent.message:
+// agent_instance_id is required; message is required".
+func (e *ValidationError) Error() string {
+	var b strings.Builder
+	b.WriteString("eventbus: ")
+	b.WriteString(e.Subject)
+	for i, f := range e.Fields {
+		if i == 0 {
+			b.WriteString(": ")
+		} else {
+			b.WriteString("; ")
+		}
+		b.WriteString(f.Error())
+	}
+	return b.String()
+}
+
+// Unwrap gives the fields, so that errors.As finds a [FieldError] too.
+func (e *ValidationError) Unwrap() []error {
+	errs := make([]error, len(e.Fields))
+	for i, f := range e.Fields {
+		errs[i] = f
+	}
+	return errs
+}
+
+// problems collects field errors on the way to a ValidationError.
+type problems struct {
+	subject string
+	fields  []FieldError
+}
+
+func (p *problems) add(field, format string, args ...any) {
+	p.fields = append(p.fields, FieldError{Field: field, Problem: fmt.Sprintf(format, args...)})
+}
+
+func (p *problems) err() error {
+	if len(p.fields) == 0 {
+		return nil
+	}
+	return &ValidationError{Subject: p.subject, Fields: p.fields}
+}
+
+// invalid is the ValidationError for a single field.
+func invalid(subject, field, format string, args ...any) error {
+	p := problems{subject: subject}
+	p.add(field, format, args...)
+	return p.err()
+}
+
+// excerpt quotes a value from outside for an error message, cut short.
+func excerpt(s string) string {
+	const most = 48
+	if len(s) > most {
+		return fmt.Sprintf("%.*q…", most, s)
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+// A GapReason says why events between two positions could not be delivered.
+type GapReason string
+
+// The reasons of a gap.
+const (
+	// GapTrimmed: retention has removed events that the subscription had not
+	// seen yet. It goes on from the oldest event that is left.
+	GapTrimmed GapReason = "trimmed"
+	// GapLost: the log that the position belongs to is gone (it expired, was
+	// deleted, or Redis lost its data). The subscription goes on from the
+	// oldest event of the log that took its place.
+	GapLost GapReason = "lost"
+	// GapRewound: the log ends before the position, or has another event
+	// there: a failover lost the newest events. The subscription goes on
+	// with what the log has from there.
+	GapRewound GapReason = "rewound"
+	// GapUnknown: the cursor or Last-Event-ID could not be read, or names an
+	// event that no log holds. The subscription goes on from the oldest event.
+	GapUnknown GapReason = "unknown"
+	// GapUnlogged: the reader was too slow for events of foreign publishers,
+	// which are in no log and so cannot be read again.
+	GapUnlogged GapReason = "unlogged"
+)
+
+// A GapError stands in a subscription where events are missing: they cannot be
+// delivered any more. It is the one error after which the iteration goes on; a
+// program reloads what it knows about Channel and continues.
+type GapError struct {
+	// Channel is the channel that misses events.
+	Channel Channel
+	// Reason says why.
+	Reason GapReason
+	// From is the position after which events are missing; it is zero when
+	// that is not known.
+	From Position
+	// Cursor is where the subscription goes on; resuming from it does not
+	// announce this gap again.
+	Cursor Cursor
+}
+
+// Error names the channel, the reason and the position.
+func (e *GapError) Error() string {
+	if e.From.IsZero() {
+		return fmt.Sprintf("eventbus: gap in %s: %s", e.Channel, e.Reason)
+	}
+	return fmt.Sprintf("eventbus: gap in %s after %s: %s", e.Channel, e.From, e.Reason)
+}
+
+// A PublishError says which logs have an event whose publish did not succeed
+// everywhere. Publishing the same event again through the same bus, or with
+// [PublishOptions].Idempotent through any bus, is safe: logs that have it keep
+// their one entry.
+type PublishError struct {
+	// ID is the id of the event.
+	ID string
+	// Done lists the channels whose log has the event for certain.
+	Done []Channel
+	// Missing lists the channels whose log certainly does not have it.
+	Missing []Channel
+	// Unknown lists the channels for which the answer of Redis was lost.
+	Unknown []Channel
+	// Err is the first cause; a context's error when the context ended.
+	Err error
+}
+
+// Error says how many logs have the event, and the cause.
+func (e *PublishError) Error() string {
+	return fmt.Sprintf("eventbus: publish %s: in %d logs, missing in %d, unknown in %d: %v",
+		e.ID, len(e.Done), len(e.Missing), len(e.Unknown), e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *PublishError) Unwrap() error { return e.Err }

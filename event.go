@@ -1,0 +1,419 @@
+package eventbus
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// A Type names what happened, as "{domain}.{action}".
+type Type string
+
+// The 20 types of the schema. Their payloads are the structs of the same name
+// with "Payload" behind it. [Register] adds a program's own.
+const (
+	AgentSpawned       Type = "agent.spawned"
+	AgentStatusChanged Type = "agent.status_changed"
+	AgentMessage       Type = "agent.message"
+	AgentTerminated    Type = "agent.terminated"
+
+	IssueCreated  Type = "issue.created"
+	IssueUpdated  Type = "issue.updated"
+	IssueAssigned Type = "issue.assigned"
+	IssueClosed   Type = "issue.closed"
+
+	SprintStarted   Type = "sprint.started"
+	SprintCompleted Type = "sprint.completed"
+
+	ApprovalRequested Type = "approval.requested"
+	ApprovalGranted   Type = "approval.granted"
+	ApprovalDenied    Type = "approval.denied"
+
+	ProjectCreated  Type = "project.created"
+	ProjectUpdated  Type = "project.updated"
+	ProjectArchived Type = "project.archived"
+
+	WorkflowStarted       Type = "workflow.started"
+	WorkflowStepCompleted Type = "workflow.step_completed"
+	WorkflowCompleted     Type = "workflow.completed"
+	WorkflowFailed        Type = "workflow.failed"
+)
+
+// maxTypeLength bounds a type's name; the longest of the schema has 23 bytes.
+const maxTypeLength = 128
+
+// wellFormed tells whether t is two or more words of letters, digits, "_" and
+// "-" with dots between: what readers accept, known or not.
+func (t Type) wellFormed() bool {
+	if len(t) > maxTypeLength || strings.Count(string(t), ".") == 0 {
+		return false
+	}
+	for word := range strings.SplitSeq(string(t), ".") {
+		if word == "" {
+			return false
+		}
+		for i := range len(word) {
+			c := word[i]
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// An ActorType tells what kind of actor caused an event.
+type ActorType string
+
+// The actor types.
+const (
+	ActorAgent  ActorType = "agent"
+	ActorUser   ActorType = "user"
+	ActorSystem ActorType = "system"
+)
+
+func (t ActorType) known() bool { return t == ActorAgent || t == ActorUser || t == ActorSystem }
+
+// An Actor is who caused an event, for [NewEvent].
+type Actor struct {
+	// Type is required.
+	Type ActorType
+	// ID is nil when no particular agent or user is meant.
+	ID *uuid.UUID
+}
+
+// Agent is the agent with this id as actor.
+func Agent(id uuid.UUID) Actor { return Actor{ActorAgent, &id} }
+
+// User is the user with this id as actor.
+func User(id uuid.UUID) Actor { return Actor{ActorUser, &id} }
+
+// System is the system itself as actor; it has no id.
+func System() Actor { return Actor{Type: ActorSystem} }
+
+// An Event is something that happened. The first seven fields are the event, as
+// it is published; the others say where a delivered event was found.
+//
+// Its JSON form is the wire format: one object with the members id, type,
+// timestamp, project_id, actor_id (null when absent), actor_type, payload and,
+// for an event from a log, cursor (its Position), in this order.
+type Event struct {
+	// ID identifies the event: a UUID; [NewEvent] sets a UUIDv7.
+	ID string
+	// Type is a registered type when publishing, any well-formed one when reading.
+	Type Type
+	// Timestamp is when it happened. It is kept in UTC to the microsecond.
+	Timestamp time.Time
+	// ProjectID is the project that the event belongs to.
+	ProjectID uuid.UUID
+	// ActorID is the agent or user who caused the event, nil when there is none.
+	ActorID *uuid.UUID
+	// ActorType is what caused it.
+	ActorType ActorType
+	// Payload is a JSON object; nil means {}. [PayloadAs] decodes it.
+	Payload json.RawMessage
+
+	// Channel is the channel that the event was delivered from; zero for one
+	// that was not.
+	Channel Channel
+	// Position is the event's place in the log of Channel. It is zero for an
+	// event that is in no log: one not published yet, or one of a foreign
+	// publisher, which only did a Redis PUBLISH.
+	Position Position
+	// Cursor resumes the subscription, with all its channels, right behind this
+	// event. It is zero for an event that was not delivered by a subscription.
+	Cursor Cursor
+}
+
+// NewEvent makes an event of the type that the payload belongs to, with a new
+// UUIDv7 and the present time; set ID or Timestamp afterwards to bring your own.
+// The error is a [*ValidationError] that names every bad field: no project, an
+// unknown actor type, a payload with a required field missing, with NaN or
+// invalid UTF-8 inside.
+func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
+	p := problems{subject: "event"}
+	if project == uuid.Nil {
+		p.add("project_id", "is required")
+	}
+	if !actor.Type.known() {
+		p.add("actor_type", "%s is not one of agent, user, system", excerpt(string(actor.Type)))
+	}
+	ev := Event{
+		Timestamp: now(),
+		ProjectID: project,
+		ActorID:   actor.ID,
+		ActorType: actor.Type,
+	}
+	if payload == nil {
+		p.add("payload", "is required")
+		return Event{}, p.err()
+	}
+	ev.Type = payload.EventType()
+	raw, err := encodePayload(payload)
+	var bad *ValidationError
+	if errors.As(err, &bad) {
+		for _, f := range bad.Fields {
+			p.add(payloadPath(f.Field), "%s", f.Problem)
+		}
+	} else if err != nil {
+		return Event{}, err
+	}
+	if err := p.err(); err != nil {
+		return Event{}, err
+	}
+	ev.Payload = raw
+	id, err := uuid.NewV7()
+	if err != nil {
+		return Event{}, fmt.Errorf("eventbus: new event: %w", err)
+	}
+	ev.ID = id.String()
+	return ev, nil
+}
+
+// now is the present time as an event carries it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+
+// payloadPath is the path in the event of a field of its payload.
+func payloadPath(field string) string {
+	if field == "payload" {
+		return field
+	}
+	return "payload." + field
+}
+
+// validate checks an event that is to be published, its payload included.
+func (ev *Event) validate() error {
+	p := problems{subject: "event"}
+	if ev.ID == "" {
+		p.add("id", "is required")
+	} else if _, err := parseUUID(ev.ID); err != nil {
+		p.add("id", "%s is not a UUID", excerpt(ev.ID))
+	}
+	s, known := registered(ev.Type)
+	if ev.Type == "" {
+		p.add("type", "is required")
+	} else if !known {
+		p.add("type", "%s is not registered", excerpt(string(ev.Type)))
+	}
+	if ev.Timestamp.IsZero() {
+		p.add("timestamp", "is required")
+	} else if y := ev.Timestamp.UTC().Year(); y < 1 || y > 9999 {
+		p.add("timestamp", "has the year %d, outside 1 to 9999", y)
+	}
+	if ev.ProjectID == uuid.Nil {
+		p.add("project_id", "is required")
+	}
+	if ev.ActorType == "" {
+		p.add("actor_type", "is required")
+	} else if !ev.ActorType.known() {
+		p.add("actor_type", "%s is not one of agent, user, system", excerpt(string(ev.ActorType)))
+	}
+	if len(ev.Payload) > 0 {
+		if err := checkObject(ev.Payload); err != nil {
+			p.add("payload", "%s", err)
+			return p.err()
+		}
+	}
+	if known {
+		for _, f := range s.check(ev.Payload) {
+			p.add(payloadPath(f.Field), "%s", f.Problem)
+		}
+	}
+	return p.err()
+}
+
+// appendJSON appends the event without its cursor; it is valid.
+func (ev *Event) appendJSON(b []byte) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, ev.ID)
+	b = append(b, `,"type":`...)
+	b = appendString(b, string(ev.Type))
+	b = append(b, `,"timestamp":"`...)
+	b = appendTime(b, ev.Timestamp)
+	b = append(b, `","project_id":"`...)
+	b = appendUUID(b, ev.ProjectID)
+	b = append(b, `","actor_id":`...)
+	if ev.ActorID == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, '"')
+		b = appendUUID(b, *ev.ActorID)
+		b = append(b, '"')
+	}
+	b = append(b, `,"actor_type":`...)
+	b = appendString(b, string(ev.ActorType))
+	b = append(b, `,"payload":`...)
+	if len(ev.Payload) == 0 {
+		b = append(b, "{}"...)
+	} else {
+		b = append(b, oneLine(ev.Payload)...)
+	}
+	return append(b, '}')
+}
+
+// appendWire appends the event as it travels on a channel, with its cursor when
+// it has a position.
+func (ev *Event) appendWire(b []byte) []byte {
+	b = ev.appendJSON(b)
+	if ev.Position.IsZero() {
+		return b
+	}
+	b = append(b[:len(b)-1], `,"cursor":"`...)
+	b = ev.Position.append(b)
+	return append(b, `"}`...)
+}
+
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC().Truncate(time.Microsecond)
+	if t.Nanosecond() == 0 {
+		return t.AppendFormat(b, "2006-01-02T15:04:05Z")
+	}
+	return t.AppendFormat(b, "2006-01-02T15:04:05.000000Z")
+}
+
+func appendUUID(b []byte, u uuid.UUID) []byte {
+	n := len(b)
+	b = slices.Grow(b, 36)[:n+36]
+	text, _ := u.MarshalText() // never fails
+	copy(b[n:], text)
+	return b
+}
+
+// MarshalJSON returns the wire format. It does not check that the event could
+// be published, but fails with a [*ValidationError] where the result would not be JSON.
+func (ev Event) MarshalJSON() ([]byte, error) {
+	if len(ev.Payload) > 0 {
+		if err := checkObject(ev.Payload); err != nil {
+			return nil, invalid("event", "payload", "%s", err)
+		}
+	}
+	if !utf8.ValidString(ev.ID) {
+		return nil, invalid("event", "id", "%s", errNotUTF8)
+	}
+	return ev.appendWire(nil), nil
+}
+
+// UnmarshalJSON reads the wire format, also of publishers that write it
+// differently: unknown members are ignored, of a repeated one the last counts,
+// timestamps may have an offset or no zone (then UTC), any well-formed type is
+// taken. The error is a [*ValidationError] that names every bad field.
+func (ev *Event) UnmarshalJSON(data []byte) error {
+	if err := checkObject(data); err != nil {
+		return invalid("event", "event", "%s", err)
+	}
+	parsed, err := decodeEvent(slices.Clone(data))
+	if err == nil {
+		*ev = parsed
+	}
+	return err
+}
+
+// decodeEvent reads an event that checkObject has passed. Its payload shares
+// memory with data.
+func decodeEvent(data []byte) (Event, error) {
+	var ev Event
+	var id, typ, timestamp, project, actor, actorType, payload, position []byte
+	eachMember(data, func(name string, value []byte) {
+		switch name {
+		case "id":
+			id = value
+		case "type":
+			typ = value
+		case "timestamp":
+			timestamp = value
+		case "project_id":
+			project = value
+		case "actor_id":
+			actor = value
+		case "actor_type":
+			actorType = value
+		case "payload":
+			payload = value
+		case "cursor":
+			position = value
+		}
+	})
+
+	p := problems{subject: "event"}
+	text := func(field string, value []byte) (string, bool) {
+		switch {
+		case value == nil:
+			p.add(field, "is required")
+		case value[0] != '"':
+			p.add(field, "is not a string")
+		default:
+			return unquote(value), true
+		}
+		return "", false
+	}
+	ev.ID, _ = text("id", id)
+	if s, ok := text("type", typ); ok {
+		if ev.Type = Type(s); !ev.Type.wellFormed() {
+			p.add("type", "%s is not of the form domain.action", excerpt(s))
+		}
+	}
+	if s, ok := text("timestamp", timestamp); ok {
+		var err error
+		if ev.Timestamp, err = parseTime(s); err != nil {
+			p.add("timestamp", "%s is not an RFC 3339 time", excerpt(s))
+		}
+	}
+	if s, ok := text("project_id", project); ok {
+		var err error
+		if ev.ProjectID, err = uuid.Parse(s); err != nil {
+			p.add("project_id", "%s is not a UUID", excerpt(s))
+		}
+	}
+	if actor != nil && string(actor) != "null" {
+		if s, ok := text("actor_id", actor); ok {
+			u, err := uuid.Parse(s)
+			if err != nil {
+				p.add("actor_id", "%s is not a UUID", excerpt(s))
+			}
+			ev.ActorID = &u
+		}
+	}
+	if s, ok := text("actor_type", actorType); ok {
+		if ev.ActorType = ActorType(s); !ev.ActorType.known() {
+			p.add("actor_type", "%s is not one of agent, user, system", excerpt(s))
+		}
+	}
+	switch {
+	case payload == nil:
+		ev.Payload = json.RawMessage("{}")
+	case payload[0] != '{':
+		p.add("payload", "%s", errNotObject)
+	default:
+		ev.Payload = oneLine(payload)
+	}
+	if len(position) > 2 && position[0] == '"' {
+		// A position that cannot be read is none: the event is then foreign.
+		ev.Position, _ = ParsePosition(unquote(position))
+	}
+	return ev, p.err()
+}
+
+// timeLayouts are the forms in which timestamps come: RFC 3339, without a zone,
+// and both with a blank, as Python's str(datetime) has it. Fractions of seconds
+// are read without standing in a layout.
+var timeLayouts = []string{
+	time.RFC3339,
+	"2006-01-02T15:04:05",
+	"2006-01-02 15:04:05Z07:00",
+	"2006-01-02 15:04:05",
+}
+
+func parseTime(s string) (t time.Time, err error) {
+	for _, layout := range timeLayouts {
+		if t, err = time.Parse(layout, s); err == nil {
+			return t.UTC().Truncate(time.Microsecond), nil
+		}
+	}
+	return time.Time{}, err
+}

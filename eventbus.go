@@ -1,0 +1,307 @@
+package eventbus
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Bus publishes events to the logs and channels of one Redis, and serves any
+// number of subscriptions from them. A program makes one and keeps it. All
+// methods are safe for concurrent use.
+type Bus struct {
+	options options
+	log     *redisLog
+	feed    *feed
+	commits commits
+	doubted doubtSet
+	logs    burstLog
+	stats   counters
+
+	pageBytes atomic.Int64
+	searching chan struct{} // a slot for each search of a log
+
+	ctx      context.Context // the bus's own life; Close ends it
+	cancel   context.CancelFunc
+	draining chan struct{} // closed when Shutdown or Close begins
+	over     chan struct{} // closed when all goroutines of the bus have ended
+
+	mu     sync.Mutex // guards following
+	drains bool
+	closed bool
+	inside int           // publishes and subscriptions under way
+	empty  chan struct{} // closed when there are none, while the bus drains
+	wg     sync.WaitGroup
+}
+
+// checkTimeout bounds the check of the server in New.
+const checkTimeout = 10 * time.Second
+
+// New makes a bus over a go-redis client: a *redis.Client or *redis.ClusterClient.
+// The client stays the caller's, who closes it after the bus.
+//
+// New tries out whether the server can do what the bus needs. The error wraps
+// [ErrUnsupported], and says what to change, for a Redis before 7.0, a read-only
+// replica, or an ACL user without the permissions; [ErrUnavailable] when there was
+// no answer within 10s; otherwise it names the option that is wrong.
+func New(client Client, opts ...Option) (*Bus, error) {
+	o := defaults()
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if v := reflect.ValueOf(client); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, fmt.Errorf("eventbus: new: the client is nil")
+	}
+	b := &Bus{
+		options:   o,
+		log:       &redisLog{client: client, prefix: o.prefix, heads: make(map[string]Position)},
+		logs:      burstLog{logger: o.logger},
+		searching: make(chan struct{}, 1),
+		draining:  make(chan struct{}),
+		over:      make(chan struct{}),
+		empty:     make(chan struct{}),
+	}
+	b.log.retention = b.options.keep
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.commits = commits{log: b.log, wake: make(chan struct{}, commitWorkers)}
+	b.feed = newFeed(b)
+
+	probed := make(chan error, 1)
+	go func() { probed <- b.log.probe(b.ctx) }()
+	var err error
+	select {
+	case err = <-probed:
+	case <-time.After(checkTimeout):
+		err = fmt.Errorf("%w: no answer within %s", ErrUnavailable, checkTimeout)
+	}
+	if err != nil {
+		b.cancel()
+		return nil, fmt.Errorf("eventbus: new: %w", err)
+	}
+	b.spawn(func() { b.feed.run(b.ctx) })
+	b.spawn(func() { b.feed.mend(b.ctx) })
+	for range commitWorkers {
+		b.spawn(func() { b.commits.work(b.ctx) })
+	}
+	return b, nil
+}
+
+// spawn runs f on a goroutine that Close waits for.
+func (b *Bus) spawn(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		go f() // for a reader that has not noticed yet; its calls fail at once
+		return
+	}
+	b.wg.Go(f)
+}
+
+// enter counts a publish or subscription in, unless the bus is ending.
+func (b *Bus) enter() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.drains {
+		return false
+	}
+	b.inside++
+	return true
+}
+
+func (b *Bus) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.inside--; b.inside == 0 && b.drains {
+		close(b.empty)
+	}
+}
+
+func (b *Bus) isDraining() bool { return isClosed(b.draining) }
+func (b *Bus) isClosed() bool   { return b.ctx.Err() != nil }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// drain refuses what begins from now on.
+func (b *Bus) drain() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.drains {
+		return
+	}
+	b.drains = true
+	close(b.draining)
+	if b.inside == 0 {
+		close(b.empty)
+	}
+}
+
+// Shutdown ends the bus in order: new publishes and subscriptions get [ErrClosed],
+// publishes under way finish, iterators deliver what there is and end with
+// [ErrClosed], SSE streams end between frames after telling their clients to come
+// back, spread over some seconds. It waits for all of them, and closes the bus. When the
+// context ends first, it closes the bus at once and returns the context's error.
+//
+// An [net/http.Server] waits for its open streams in its own Shutdown: shut the bus
+// down first, or register this with RegisterOnShutdown.
+func (b *Bus) Shutdown(ctx context.Context) error {
+	b.drain()
+	var err error
+	select {
+	case <-b.empty:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	return firstOf(err, b.Close())
+}
+
+func firstOf(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// closeWait bounds how long Close waits for goroutines that are held up in a call
+// to a Redis that does not answer. They end with that call.
+const closeWait = time.Second
+
+// Close ends everything at once: publishes under way return a [*PublishError],
+// subscriptions end with [ErrClosed]. It does not close the client. It returns when
+// all goroutines of the bus have ended, or after 1s where Redis does not answer
+// them; the error is always nil. Closing again does nothing more.
+func (b *Bus) Close() error {
+	b.drain()
+	b.mu.Lock()
+	first := !b.closed
+	b.closed = true
+	b.mu.Unlock()
+	b.cancel()
+	if first {
+		go func() {
+			b.wg.Wait()
+			close(b.over)
+		}()
+	}
+	select {
+	case <-b.over:
+	case <-time.After(closeWait):
+	}
+	return nil
+}
+
+// Cursor gives the present position of channels, as Redis has it. A handler that
+// takes the cursor first, then loads its state, and hands out both, lets a
+// subscription with that cursor go on without a hole: events that are in the state
+// already may come again, none is missing.
+//
+// The error is a [*ValidationError], the context's cause, [ErrClosed], or wraps
+// [ErrUnavailable].
+func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
+	sub := Subscription{Channels: channels}
+	if err := sub.check(&b.options); err != nil {
+		return Cursor{}, err
+	}
+	if !b.enter() {
+		return Cursor{}, ErrClosed
+	}
+	defer b.leave()
+	requests := make([]readRequest, len(sub.Channels))
+	names := make([]string, len(sub.Channels))
+	for i, c := range sub.Channels {
+		names[i] = b.log.name(c)
+		requests[i] = readRequest{name: names[i]}
+	}
+	type answer struct {
+		pages []*logPage
+		errs  []error
+	}
+	answers := make(chan answer, 1)
+	b.spawn(func() {
+		pages, errs := b.log.readMany(b.ctx, requests)
+		answers <- answer{pages, errs}
+	})
+	var a answer
+	select {
+	case a = <-answers:
+	case <-ctx.Done():
+		return Cursor{}, context.Cause(ctx)
+	case <-b.ctx.Done():
+		return Cursor{}, ErrClosed
+	}
+	for _, err := range a.errs {
+		if err != nil {
+			return Cursor{}, fmt.Errorf("eventbus: cursor: %w", err)
+		}
+	}
+	key := newCursorKey(names)
+	return Cursor{string(key.append(nil, func(i int) Position { return a.pages[i].head() }))}, nil
+}
+
+// Health is nil while the bus keeps every subscriber fresh. Otherwise the error
+// says for how long it has not been able to, and why; it wraps [ErrUnavailable], or
+// is [ErrClosed]. It answers at once, from what the bus has noticed within the time
+// of [WithFreshness].
+func (b *Bus) Health() error {
+	if b.isDraining() {
+		return ErrClosed
+	}
+	return b.feed.health()
+}
+
+// counters are what Stats shows.
+type counters struct {
+	published, retries, fills, gaps, unreadable, reconnects atomic.Int64
+}
+
+// Stats are counts since the bus was made, and present numbers.
+type Stats struct {
+	Published  int64 // events that were published with success
+	Retries    int64 // calls to Redis that were made again to publish
+	Fills      int64 // reads of logs to fill or check tails
+	Gaps       int64 // gaps that subscriptions were told of
+	Unreadable int64 // messages and log entries that were skipped, being no events
+	Reconnects int64 // Pub/Sub connections that broke
+	Channels   int   // channels that are listened to, warm ones included
+	Active     int   // publishes and subscriptions under way
+}
+
+// Stats returns the present numbers.
+func (b *Bus) Stats() Stats {
+	s := Stats{
+		Published:  b.stats.published.Load(),
+		Retries:    b.stats.retries.Load(),
+		Fills:      b.stats.fills.Load(),
+		Gaps:       b.stats.gaps.Load(),
+		Unreadable: b.stats.unreadable.Load(),
+		Reconnects: b.stats.reconnects.Load(),
+	}
+	b.feed.mu.RLock()
+	s.Channels = len(b.feed.tail)
+	b.feed.mu.RUnlock()
+	b.mu.Lock()
+	s.Active = b.inside
+	b.mu.Unlock()
+	return s
+}
+
+// warn logs what needs attention, once per burst.
+func (b *Bus) warn(message string, err error) { b.logs.warn(message, err) }
+
+// unreadable counts and logs something on a channel or in a log that is no event.
+func (b *Bus) unreadable(err error) {
+	b.stats.unreadable.Add(1)
+	b.warn("skipped what is not an event", err)
+}

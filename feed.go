@@ -1,0 +1,419 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The feed fills the tails: from one Pub/Sub connection per process, and from the
+// logs whenever a tail is in doubt. It has three goroutines, all started by New:
+//
+//	run       keeps a session with Redis, one after the other; it subscribes and pings
+//	receive   reads what the session's connection brings, and offers it to the tails
+//	mend      fills tails in doubt, compares the others with their logs, drops cold ones
+type feed struct {
+	bus  *Bus
+	log  *redisLog
+	mu   sync.RWMutex // guards following
+	tail map[string]*tail
+	// unsent are channels that the session has yet to subscribe to or, if their
+	// tail is gone, to unsubscribe from.
+	unsent    []string
+	confirmed map[string]bool // channels that Redis has confirmed in this session
+	doubtful  map[*tail]bool  // tails to fill
+
+	changed chan struct{} // unsent has something
+	doubts  chan struct{} // doubtful has something
+	heard   atomic.Int64  // when the connection last brought anything, UnixNano
+	failing atomic.Pointer[error]
+}
+
+// A tail stays warm for a while after its last reader has left: readers of a
+// deploy come back.
+const (
+	warmFor        = 30 * time.Second
+	subscribeBatch = 512
+	fillBatch      = 64
+)
+
+func newFeed(b *Bus) *feed {
+	f := &feed{
+		bus: b, log: b.log,
+		tail:     make(map[string]*tail),
+		doubtful: make(map[*tail]bool),
+		changed:  make(chan struct{}, 1),
+		doubts:   make(chan struct{}, 1),
+	}
+	f.heard.Store(time.Now().UnixNano())
+	return f
+}
+
+// signal sets a flag that somebody waits for.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// acquire gives the channel's tail, for a reader that will release it.
+func (f *feed) acquire(c Channel) *tail {
+	name := f.log.name(c)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tail[name]
+	if t == nil {
+		t = newTail(c, name, f.bus.options.keep(c.Kind()).Age, f.bus.unreadable)
+		t.pages.taken = &f.bus.pageBytes
+		t.pages.read = func(r readRequest, done func(*logPage, error)) {
+			f.bus.spawn(func() { done(f.log.read(f.bus.ctx, r)) })
+		}
+		f.tail[name] = t
+		f.unsent = append(f.unsent, name)
+		signal(f.changed)
+	}
+	t.readers++
+	return t
+}
+
+// release is what a reader does at its end.
+func (f *feed) release(t *tail) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t.readers--; t.readers == 0 {
+		t.idleSince = time.Now()
+	}
+}
+
+// run keeps a session until the bus is closed.
+func (f *feed) run(ctx context.Context) {
+	var retry backoff
+	for {
+		began := time.Now()
+		err := f.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		f.failing.Store(&err)
+		f.bus.stats.reconnects.Add(1)
+		f.bus.warn("the Pub/Sub connection broke; connecting again", err)
+		if time.Since(began) > 5*time.Second {
+			retry = backoff{}
+		}
+		select {
+		case <-retry.after():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// errSilent ends a session whose connection is open but brings nothing.
+var errSilent = errors.New("no answer to a ping on the Pub/Sub connection")
+
+// session is the life of one Pub/Sub connection. Whatever goes wrong with it, the
+// answer is the same: close it, doubt every tail, begin another one.
+func (f *feed) session(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	pubsub := f.log.client.Subscribe(ctx)
+	broke := make(chan error, 1)
+	received := make(chan struct{})
+	f.bus.spawn(func() {
+		defer close(received)
+		broke <- f.receive(ctx, pubsub)
+	})
+	defer func() {
+		cancel()
+		pubsub.Close()
+		<-received
+		f.question()
+	}()
+
+	f.mu.Lock()
+	f.confirmed = make(map[string]bool)
+	f.unsent = f.unsent[:0]
+	for name := range f.tail {
+		f.unsent = append(f.unsent, name)
+	}
+	f.mu.Unlock()
+	signal(f.changed)
+
+	freshness := f.bus.options.freshness
+	ping := time.NewTicker(freshness / 5)
+	defer ping.Stop()
+	f.heard.Store(time.Now().UnixNano())
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-broke:
+			return err
+		case <-f.changed:
+			if err := f.subscribe(ctx, pubsub); err != nil {
+				return err
+			}
+		case <-ping.C:
+			if f.silence() > freshness/2 {
+				return errSilent
+			}
+			if err := pubsub.Ping(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// silence tells for how long the connection has brought nothing.
+func (f *feed) silence() time.Duration {
+	return time.Duration(time.Now().UnixNano() - f.heard.Load())
+}
+
+// subscribe tells Redis of the channels that came or went, many at a time.
+func (f *feed) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
+	f.mu.Lock()
+	names := f.unsent
+	f.unsent = nil
+	var come, gone []string
+	for _, name := range names {
+		if f.tail[name] != nil {
+			come = append(come, name)
+		} else {
+			gone = append(gone, name)
+			delete(f.confirmed, name)
+		}
+	}
+	f.mu.Unlock()
+	for batch := range slices.Chunk(gone, subscribeBatch) {
+		if err := pubsub.Unsubscribe(ctx, batch...); err != nil {
+			return err
+		}
+	}
+	for batch := range slices.Chunk(come, subscribeBatch) {
+		if err := pubsub.Subscribe(ctx, batch...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive reads the connection. go-redis may connect again by itself before it
+// returns an error, or without one: then confirmations come a second time.
+func (f *feed) receive(ctx context.Context, pubsub *redis.PubSub) error {
+	for {
+		message, err := pubsub.Receive(ctx)
+		if err != nil {
+			return err
+		}
+		f.heard.Store(time.Now().UnixNano())
+		f.failing.Store(nil)
+		switch m := message.(type) {
+		case *redis.Message:
+			f.deliver(m.Channel, m.Payload)
+		case *redis.Subscription:
+			if m.Kind == "subscribe" {
+				f.confirm(m.Channel)
+			}
+		}
+	}
+}
+
+// confirm notes that the channel is listened to from here on; what came before
+// is in the log.
+func (f *feed) confirm(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tail[name]
+	if t == nil {
+		return
+	}
+	f.confirmed[name] = true
+	t.question()
+	f.doubtful[t] = true
+	signal(f.doubts)
+}
+
+// deliver offers a message to its tail.
+func (f *feed) deliver(name, payload string) {
+	f.mu.RLock()
+	t := f.tail[name]
+	f.mu.RUnlock()
+	if t == nil {
+		return // it was unsubscribed meanwhile
+	}
+	ev, err := decode([]byte(payload))
+	if err == nil && ev.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
+		err = fmt.Errorf("message of %d bytes: %w", len(payload), ErrTooLarge)
+	}
+	if err != nil {
+		f.bus.unreadable(err)
+		return
+	}
+	if !t.offer(ev) {
+		f.mu.Lock()
+		f.doubtful[t] = true
+		f.mu.Unlock()
+		signal(f.doubts)
+	}
+}
+
+// question puts every tail in doubt.
+func (f *feed) question() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.confirmed)
+	for _, t := range f.tail {
+		t.question()
+		f.doubtful[t] = true
+	}
+}
+
+// mend fills tails in doubt as soon as they are, and looks after all of them now
+// and then. It does not need the Pub/Sub connection: while that is away, events
+// come from the logs, later but none the less.
+func (f *feed) mend(ctx context.Context) {
+	freshness := f.bus.options.freshness
+	care := time.NewTicker(freshness / 10)
+	defer care.Stop()
+	var retry backoff
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.doubts:
+		case <-care.C:
+			f.dropCold(time.Now())
+			if n%4 == 0 {
+				f.compare(ctx)
+			}
+			f.mu.Lock()
+			for _, t := range f.tail {
+				if t.stale(time.Now()) > 0 {
+					f.doubtful[t] = true
+				}
+			}
+			f.mu.Unlock()
+		}
+		for {
+			tails := f.takeDoubtful()
+			if len(tails) == 0 {
+				break
+			}
+			if f.fill(ctx, tails) {
+				retry = backoff{}
+				continue
+			}
+			select {
+			case <-retry.after():
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+func (f *feed) takeDoubtful() []*tail {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var tails []*tail
+	for t := range f.doubtful {
+		delete(f.doubtful, t)
+		if f.tail[t.name] == t {
+			tails = append(tails, t)
+		}
+	}
+	return tails
+}
+
+// fill brings tails up to their logs' ends. It is false when Redis did not answer.
+func (f *feed) fill(ctx context.Context, tails []*tail) bool {
+	ok := true
+	for batch := range slices.Chunk(tails, fillBatch) {
+		if ctx.Err() != nil {
+			return false
+		}
+		requests := make([]readRequest, len(batch))
+		connected := make([]bool, len(batch))
+		f.mu.RLock()
+		for i, t := range batch {
+			connected[i] = f.confirmed[t.name]
+		}
+		f.mu.RUnlock()
+		for i, t := range batch {
+			requests[i] = t.want()
+		}
+		pages, errs := f.log.readMany(ctx, requests)
+		f.bus.stats.fills.Add(int64(len(batch)))
+		for i, t := range batch {
+			f.mu.RLock()
+			connected[i] = connected[i] && f.confirmed[t.name]
+			f.mu.RUnlock()
+			if errs[i] != nil {
+				f.bus.warn("filling from a log failed; trying again", errs[i])
+				ok = false
+			} else if t.fill(requests[i], pages[i], connected[i]) || !connected[i] {
+				continue // whole, or waiting for the connection
+			}
+			f.mu.Lock()
+			f.doubtful[t] = true
+			f.mu.Unlock()
+		}
+	}
+	return ok
+}
+
+// compare reads the logs of tails that are not in doubt, to find what a
+// connection that looks alive has not brought.
+func (f *feed) compare(ctx context.Context) {
+	f.mu.RLock()
+	var tails []*tail
+	for _, t := range f.tail {
+		if t.readers > 0 && !f.doubtful[t] {
+			tails = append(tails, t)
+		}
+	}
+	f.mu.RUnlock()
+	f.fill(ctx, tails)
+}
+
+// dropCold forgets tails that nobody has read for a while.
+func (f *feed) dropCold(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, t := range f.tail {
+		t.pages.expire(now)
+		if t.readers == 0 && now.Sub(t.idleSince) > warmFor {
+			delete(f.tail, name)
+			t.pages.clear()
+			f.unsent = append(f.unsent, name)
+			signal(f.changed)
+		}
+	}
+}
+
+// health is nil while every tail is as fresh as promised.
+func (f *feed) health() error {
+	bound := f.bus.options.freshness
+	if silence := f.silence(); silence > bound {
+		err := errSilent
+		if last := f.failing.Load(); last != nil {
+			err = *last
+		}
+		return fmt.Errorf("eventbus: %w: nothing received for %s: %w", ErrUnavailable, silence.Round(time.Millisecond), err)
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	now := time.Now()
+	for _, t := range f.tail {
+		if stale := t.stale(now); stale > bound && t.readers > 0 {
+			return fmt.Errorf("eventbus: %w: %s may be behind for %s", ErrUnavailable, t.name, stale.Round(time.Millisecond))
+		}
+	}
+	return nil
+}

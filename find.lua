@@ -1,0 +1,14 @@
+-- Searches a log for an event, from the newest entry back.
+--
+-- KEYS  [1] the log
+-- ARGV  [1] id of the event  [2] position to begin at, '+': the newest
+--       [3] the most entries to look at
+-- reply [1] position of the event, '' when it was not found
+--       [2] position to go on from, '' when the log ended
+local want = '{"id":"' .. ARGV[1] .. '"'
+local page = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3])
+for _, entry in ipairs(page) do
+  if string.sub(entry[2][2] or '', 1, #want) == want then return {entry[1], ''} end
+end
+if #page < tonumber(ARGV[3]) then return {'', ''} end
+return {'', '(' .. page[#page][1]}

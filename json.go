@@ -1,0 +1,138 @@
+package eventbus
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"unicode/utf8"
+)
+
+var (
+	errNotUUID   = errors.New("is not a UUID")
+	errNotJSON   = errors.New("is not valid JSON")
+	errNotUTF8   = errors.New("is not valid UTF-8")
+	errNotObject = errors.New("is not a JSON object")
+)
+
+// checkObject tells whether data is one JSON object in valid UTF-8, nested no
+// deeper than encoding/json allows.
+func checkObject(data []byte) error {
+	switch {
+	case !utf8.Valid(data):
+		return errNotUTF8
+	case !json.Valid(data):
+		return errNotJSON
+	}
+	if d := bytes.TrimLeft(data, " \t\r\n"); len(d) == 0 || d[0] != '{' {
+		return errNotObject
+	}
+	return nil
+}
+
+// eachMember calls visit for the members of a JSON object that checkObject has
+// passed, in order; a repeated name is visited again. Unlike encoding/json it
+// takes names as they are written, not regardless of case, and copies nothing.
+func eachMember(object []byte, visit func(name string, value []byte)) {
+	i := skipSpace(object, 0) + 1 // behind the brace
+	for {
+		i = skipSpace(object, i)
+		switch object[i] {
+		case '}':
+			return
+		case ',':
+			i = skipSpace(object, i+1)
+		}
+		end := skipString(object, i)
+		name := unquote(object[i:end])
+		i = skipSpace(object, end) + 1 // behind the colon
+		i = skipSpace(object, i)
+		end = skipValue(object, i)
+		visit(name, object[i:end:end])
+		i = end
+	}
+}
+
+func skipSpace(b []byte, i int) int {
+	for b[i] == ' ' || b[i] == '\n' || b[i] == '\r' || b[i] == '\t' {
+		i++
+	}
+	return i
+}
+
+func skipString(b []byte, i int) int {
+	for i++; b[i] != '"'; i++ {
+		if b[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+func skipValue(b []byte, i int) int {
+	switch b[i] {
+	case '"':
+		return skipString(b, i)
+	case '{', '[':
+		for depth := 0; ; i++ {
+			switch b[i] {
+			case '{', '[':
+				depth++
+			case '}', ']':
+				if depth--; depth == 0 {
+					return i + 1
+				}
+			case '"':
+				i = skipString(b, i) - 1
+			}
+		}
+	}
+	for i < len(b) && b[i] != ',' && b[i] != '}' && b[i] != ']' && b[i] > ' ' {
+		i++
+	}
+	return i
+}
+
+// unquote gives the text of a JSON string literal.
+func unquote(literal []byte) string {
+	if bytes.IndexByte(literal, '\\') < 0 {
+		return string(literal[1 : len(literal)-1])
+	}
+	var s string
+	_ = json.Unmarshal(literal, &s) // valid: checkObject has passed it
+	return s
+}
+
+// oneLine returns JSON without line breaks: an SSE frame ends at one.
+func oneLine(value []byte) []byte {
+	if bytes.IndexByte(value, '\n') < 0 && bytes.IndexByte(value, '\r') < 0 {
+		return value
+	}
+	var b bytes.Buffer
+	_ = json.Compact(&b, value) // valid: checkObject has passed it
+	return b.Bytes()
+}
+
+// appendString appends s as a JSON string; s is valid UTF-8.
+func appendString(b []byte, s string) []byte {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] == '"' || s[i] == '\\' || s[i] >= utf8.RuneSelf {
+			text, _ := marshal(s) // a string always can be
+			return append(b, text...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+// marshal is json.Marshal without the escapes for HTML: the Python services
+// write none, and the bytes count against the limit of an event.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}

@@ -1,0 +1,546 @@
+package eventbus
+
+import (
+	"context"
+	"crypto/sha1"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Client is what the bus needs of a go-redis client. Every
+// [redis.UniversalClient] is one: *redis.Client (also as made by
+// redis.NewFailoverClient) and *redis.ClusterClient.
+type Client interface {
+	Process(ctx context.Context, cmd redis.Cmder) error
+	Pipeline() redis.Pipeliner
+	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
+}
+
+// A redisLog is the Redis side of all logs: it appends, reads and searches, and
+// knows nothing of who asks. It is safe for concurrent use.
+type redisLog struct {
+	client    Client
+	prefix    string
+	retention func(ChannelKind) Retention
+	// perChannel says that logs of several channels cannot share a call,
+	// because a cluster keeps them in different slots.
+	perChannel bool
+
+	mu    sync.Mutex          // guards following
+	heads map[string]Position // the newest position known to be in a log, by channel name
+}
+
+// maxHeads bounds the heads that are remembered; a forgotten one costs a look.
+const maxHeads = 16384
+
+// name is the channel's name in Redis.
+func (l *redisLog) name(c Channel) string { return l.prefix + c.String() }
+
+func logKey(name string) string { return "eventbus:log:{" + name + "}" }
+
+func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + id }
+
+// markerTTL is how long the id of an event that was published with Idempotent
+// is remembered beside its log.
+const markerTTL = 10 * time.Minute
+
+// head gives the newest position of a log that this process has seen, zero for none.
+func (l *redisLog) head(name string) Position {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heads[name]
+}
+
+// saw remembers the newest position.
+func (l *redisLog) saw(name string, p Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if have, ok := l.heads[name]; ok && have.epoch == p.epoch && have.seq >= p.seq {
+		return
+	} else if !ok && len(l.heads) >= maxHeads {
+		for name := range l.heads { // any one will do
+			delete(l.heads, name)
+			break
+		}
+	}
+	l.heads[name] = p
+}
+
+// A script is Lua that Redis keeps under the SHA-1 of its text.
+type script struct{ source, sha string }
+
+func newScript(source string) script {
+	sum := sha1.Sum([]byte(source))
+	return script{source, hex.EncodeToString(sum[:])}
+}
+
+var (
+	//go:embed append.lua
+	appendSource string
+	//go:embed read.lua
+	readSource string
+	//go:embed find.lua
+	findSource string
+
+	appendScript = newScript(appendSource)
+	readScript   = newScript(readSource)
+	findScript   = newScript(findSource)
+)
+
+// cmd is EVALSHA, or EVAL with the whole text for a server that does not have it.
+func (s script) cmd(ctx context.Context, whole bool, keys []string, args []any) *redis.Cmd {
+	all := make([]any, 0, 3+len(keys)+len(args))
+	if whole {
+		all = append(all, "eval", s.source, len(keys))
+	} else {
+		all = append(all, "evalsha", s.sha, len(keys))
+	}
+	for _, k := range keys {
+		all = append(all, k)
+	}
+	cmd := redis.NewCmd(ctx, append(all, args...)...)
+	cmd.SetFirstKeyPos(3)
+	return cmd
+}
+
+// run calls the script; go-redis may repeat the call when a connection breaks.
+func (s script) run(ctx context.Context, client Client, keys []string, args ...any) (any, error) {
+	cmd := s.cmd(ctx, false, keys, args)
+	err := client.Process(ctx, cmd)
+	if isNoScript(err) {
+		cmd = s.cmd(ctx, true, keys, args)
+		err = client.Process(ctx, cmd)
+	}
+	return cmd.Val(), err
+}
+
+// A onceCmd is a command that go-redis does not send again by itself: where the
+// reply was lost, only we may decide to repeat it, and must say that we do.
+type onceCmd struct{ *redis.Cmd }
+
+func (onceCmd) NoRetry() bool { return true }
+
+// runOnce calls the script at most once.
+func (s script) runOnce(ctx context.Context, client Client, keys []string, args []any) (any, error) {
+	cmd := onceCmd{s.cmd(ctx, false, keys, args)}
+	err := client.Process(ctx, cmd)
+	if isNoScript(err) { // so it did not run
+		cmd = onceCmd{s.cmd(ctx, true, keys, args)}
+		err = client.Process(ctx, cmd)
+	}
+	return cmd.Val(), err
+}
+
+func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") }
+
+// temporary tells whether trying again may help: the server could not be
+// reached, did not answer, or says that it is not ready.
+func temporary(err error) bool {
+	var server redis.Error
+	if !errors.As(err, &server) {
+		return !errors.Is(err, context.Canceled) && !errors.Is(err, redis.ErrClosed)
+	}
+	return temporaryReply(server.Error())
+}
+
+func temporaryReply(reply string) bool {
+	for _, prefix := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK", "NOREPLICAS"} {
+		if strings.HasPrefix(reply, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// neverSent tells whether a command certainly did not reach the server.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrClosed) ||
+		errors.As(err, &op) && op.Op == "dial"
+}
+
+// A record is an event on its way into one log.
+type record struct {
+	name  string // the channel, as Redis knows it
+	kind  ChannelKind
+	event []byte // its JSON without cursor
+	id    string
+	also  string // other channels that have it by then, with blanks between
+
+	idempotent bool // look for a marker, and leave one
+	look       int  // search that many of the newest entries for the id
+	since      Position
+}
+
+// An appended is what became of a record.
+type appended struct {
+	pos   Position
+	err   error
+	again bool // the log had it already
+	sure  bool // the error, if any, says for certain that the log does not have it
+}
+
+// append runs one call for records whose logs may share one. It does not repeat
+// anything by itself.
+func (l *redisLog) append(ctx context.Context, records []record) []appended {
+	results := make([]appended, len(records))
+	index := make(map[string]int, 4)
+	var names []string
+	for i := range records {
+		if _, ok := index[records[i].name]; !ok {
+			names = append(names, records[i].name)
+			index[records[i].name] = len(names) // from 1, as Lua counts
+		}
+	}
+	keys := make([]string, len(names))
+	args := make([]any, 0, 3+4*len(names)+3*len(records))
+	args = append(args, len(names), markerTTL.Milliseconds(), "PUBLISH")
+	kinds := make(map[string]ChannelKind, len(names))
+	for i := range records {
+		kinds[records[i].name] = records[i].kind
+	}
+	epochs := make(map[string]int64, len(names))
+	for i, name := range names {
+		keys[i] = logKey(name)
+		keep := l.retention(kinds[name])
+		epoch := ""
+		if head := l.head(name); !head.IsZero() {
+			epochs[name] = head.epoch
+			epoch = strconv.FormatInt(head.epoch, 10)
+		}
+		args = append(args, name, keep.Events, keep.Age.Milliseconds(), epoch)
+	}
+	for i := range records {
+		r := &records[i]
+		how := ""
+		if r.idempotent || r.look > 0 || r.also != "" {
+			since, marker := "", ""
+			if r.since.epoch == epochs[r.name] && r.since.seq > 0 {
+				since = strconv.FormatInt(r.since.seq, 10)
+			}
+			if r.idempotent {
+				keys = append(keys, markerKey(r.name, r.id))
+				marker = strconv.Itoa(len(keys))
+			}
+			how = fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
+		}
+		args = append(args, index[r.name], r.event, how)
+	}
+
+	reply, err := appendScript.runOnce(ctx, l.client, keys, args)
+	replies, ok := reply.([]any)
+	if err == nil && (!ok || len(replies) != len(records)) {
+		err = fmt.Errorf("unexpected reply %T to append", reply)
+	}
+	for i := range results {
+		if err != nil {
+			// A refusal by the server as a whole comes before anything ran.
+			var server redis.Error
+			results[i] = appended{err: unavailable(err), sure: errors.As(err, &server) || neverSent(err)}
+			continue
+		}
+		results[i] = parseAppended(replies[i], records[i].id)
+		if results[i].err == nil {
+			l.saw(records[i].name, results[i].pos)
+		}
+	}
+	return results
+}
+
+func parseAppended(reply any, id string) appended {
+	s, _ := reply.(string)
+	if s == "" {
+		return appended{err: fmt.Errorf("unexpected reply %T to append", reply)}
+	}
+	switch s[0] {
+	case '!':
+		return appended{err: replyError(s[1:]), sure: true}
+	case '~':
+		return appended{err: fmt.Errorf("the event is in the log but could not be published: %w", replyError(s[1:]))}
+	}
+	pos, err := ParsePosition(s[1:])
+	pos.mark = fingerprint(id)
+	return appended{pos: pos, err: err, again: s[0] == '='}
+}
+
+// replyError makes an error of what a command inside a script answered.
+func replyError(reply string) error {
+	if temporaryReply(reply) {
+		return fmt.Errorf("%w: %s", ErrUnavailable, reply)
+	}
+	return errors.New(reply)
+}
+
+// unavailable marks temporary errors as such.
+func unavailable(err error) error {
+	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// A logPage is the state of a log, and some consecutive entries of it.
+type logPage struct {
+	now     int64    // Redis time, ms
+	last    Position // of the last append; zero when there is no log
+	first   Position // of the oldest entry; zero when there is none
+	expires int64    // Redis time at which the log will be dropped, 0 never
+	asked   Position // where the read began; zero: at the oldest entry
+	entries []logEntry
+}
+
+type logEntry struct {
+	pos   Position
+	event []byte
+	also  string
+}
+
+// head is the position right behind the newest entry.
+func (p *logPage) head() Position {
+	if p.last.IsZero() {
+		return Position{epoch: p.now, seq: noLog}
+	}
+	return p.last
+}
+
+// origin is the position right before the oldest entry.
+func (p *logPage) origin() Position {
+	switch {
+	case p.last.IsZero():
+		return Position{epoch: p.now, seq: noLog}
+	case p.first.IsZero(): // everything was removed
+		return p.last
+	}
+	return Position{epoch: p.first.epoch, seq: p.first.seq - 1}
+}
+
+// resume decides how a reader at pos goes on in the log: from which position,
+// and whether something is missing before it ("" when not). age is how long the
+// log outlives its last event, 0 for ever. The page's entries, if any, begin at
+// or before pos. This is the one place that decides what a gap is.
+func (p *logPage) resume(pos Position, age time.Duration) (Position, GapReason) {
+	switch {
+	case pos.IsZero():
+		return p.origin(), ""
+	case pos.seq == noLog:
+		// A log may have come and gone since, but only if it had time to expire.
+		until := p.now
+		if !p.last.IsZero() {
+			until = p.last.epoch
+		}
+		if age > 0 && until-pos.epoch > age.Milliseconds() {
+			return p.origin(), GapLost
+		}
+		if origin := p.origin(); origin.seq > 0 {
+			return origin, GapTrimmed
+		}
+		return p.origin(), ""
+	case p.last.epoch != pos.epoch: // also where there is no log
+		return p.origin(), GapLost
+	case pos.seq > p.last.seq || pos.seq == p.last.seq && !pos.same(p.last):
+		return p.last, GapRewound
+	}
+	if origin := p.origin(); origin.seq > pos.seq || origin.epoch != pos.epoch {
+		return origin, GapTrimmed
+	}
+	for i := range p.entries {
+		switch e := &p.entries[i]; {
+		case e.pos.seq < pos.seq:
+		case e.pos.seq == pos.seq && !e.pos.same(pos):
+			return e.pos, GapRewound
+		case e.pos.seq > pos.seq && !e.pos.follows(pos) && p.asked.seq <= pos.seq:
+			// Somebody has deleted entries. (A page that begins behind pos, read
+			// for another reader, would not tell.)
+			return Position{epoch: e.pos.epoch, seq: e.pos.seq - 1}, GapTrimmed
+		case e.pos.seq > pos.seq:
+			return pos, ""
+		}
+	}
+	return pos, ""
+}
+
+// after gives the entries behind pos, up to the first hole; resume has returned
+// pos.
+func (p *logPage) after(pos Position) []logEntry {
+	for i := range p.entries {
+		if p.entries[i].pos.follows(pos) {
+			end := i + 1
+			for end < len(p.entries) && p.entries[end].pos.follows(p.entries[end-1].pos) {
+				end++
+			}
+			return p.entries[i:end]
+		}
+	}
+	return nil
+}
+
+// A readRequest asks for a page of one log.
+type readRequest struct {
+	name  string
+	from  Position // itself included; zero: from the oldest entry
+	count int      // 0: the state alone
+}
+
+// pageBytes is where a page of events ends, however few they are.
+const pageBytes = 256 << 10
+
+func (r readRequest) args() []any {
+	from := "-"
+	if r.from.epoch > 0 && r.from.seq >= 0 {
+		from = string(r.from.append(nil))
+	}
+	return []any{from, r.count, pageBytes}
+}
+
+// read gives a page of a log.
+func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
+	reply, err := readScript.run(ctx, l.client, []string{logKey(r.name)}, r.args()...)
+	if err != nil {
+		return nil, fmt.Errorf("read log of %s: %w", r.name, unavailable(err))
+	}
+	return parsePage(r.from, reply)
+}
+
+// readMany reads pages of several logs in one round trip.
+func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*logPage, []error) {
+	pages, errs := make([]*logPage, len(requests)), make([]error, len(requests))
+	cmds := make([]*redis.Cmd, len(requests))
+	pipe := l.client.Pipeline()
+	for i, r := range requests {
+		cmds[i] = readScript.cmd(ctx, false, []string{logKey(r.name)}, r.args())
+		_ = pipe.Process(ctx, cmds[i]) // only queues
+	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	for i, cmd := range cmds {
+		reply, err := cmd.Val(), cmd.Err()
+		if isNoScript(err) {
+			// In a pipeline there is no falling back. The first EVAL loads the
+			// script, so those after it succeed at the first try.
+			reply, err = readScript.run(ctx, l.client, []string{logKey(requests[i].name)}, requests[i].args()...)
+		}
+		if err != nil {
+			errs[i] = fmt.Errorf("read log of %s: %w", requests[i].name, unavailable(err))
+			continue
+		}
+		pages[i], errs[i] = parsePage(requests[i].from, reply)
+	}
+	return pages, errs
+}
+
+func parsePage(asked Position, reply any) (*logPage, error) {
+	parts, ok := reply.([]any)
+	if !ok || len(parts) < 5 || len(parts)%3 != 2 {
+		return nil, fmt.Errorf("unexpected reply %T to read", reply)
+	}
+	text := func(i int) string { s, _ := parts[i].(string); return s }
+	p := &logPage{asked: asked}
+	var err error
+	if p.now, err = strconv.ParseInt(text(0), 10, 64); err != nil {
+		return nil, fmt.Errorf("unexpected time in reply to read: %w", err)
+	}
+	if text(1) == "" {
+		return p, nil
+	}
+	if p.last, err = ParsePosition(text(1)); err != nil {
+		return nil, err
+	}
+	if id := text(4); id != "" {
+		p.last.mark = fingerprint(id)
+	}
+	if ttl, _ := parts[2].(int64); ttl >= 0 {
+		p.expires = p.now + ttl
+	}
+	if text(3) != "" {
+		if p.first, err = ParsePosition(text(3)); err != nil {
+			return nil, err
+		}
+	}
+	for i := 5; i < len(parts); i += 3 {
+		e := logEntry{event: []byte(text(i + 1)), also: text(i + 2)}
+		if e.pos, err = ParsePosition(text(i)); err != nil {
+			return nil, err
+		}
+		e.pos.mark = fingerprint(eventID(e.event))
+		p.entries = append(p.entries, e)
+	}
+	return p, nil
+}
+
+// eventID gives the id of an event as this bus writes it, "" for anything else.
+func eventID(event []byte) string {
+	s, ok := strings.CutPrefix(string(event[:min(len(event), 256)]), `{"id":"`)
+	if !ok {
+		return ""
+	}
+	id, _, _ := strings.Cut(s, `"`)
+	return id
+}
+
+// find searches a log from its newest entry back for the event with this id, in
+// steps that do not hold Redis up for long.
+func (l *redisLog) find(ctx context.Context, name, id string) (Position, bool, error) {
+	const step = 500
+	from := "+"
+	for from != "" {
+		reply, err := findScript.run(ctx, l.client, []string{logKey(name)}, id, from, step)
+		if err != nil {
+			return Position{}, false, fmt.Errorf("search log of %s: %w", name, unavailable(err))
+		}
+		parts, ok := reply.([]any)
+		if !ok || len(parts) != 2 {
+			return Position{}, false, fmt.Errorf("unexpected reply %T to find", reply)
+		}
+		if at, _ := parts[0].(string); at != "" {
+			pos, err := ParsePosition(at)
+			pos.mark = fingerprint(id)
+			return pos, err == nil, err
+		}
+		from, _ = parts[1].(string)
+	}
+	return Position{}, false, nil
+}
+
+//go:embed probe.lua
+var probeSource string
+
+// probe tells, by trying, whether the server can do what the bus needs.
+func (l *redisLog) probe(ctx context.Context) error {
+	key := func(tag string) string { return "eventbus:probe:{" + l.prefix + tag + "}" }
+	s := newScript(probeSource)
+	_, err := s.run(ctx, l.client, []string{key("a"), key("b")})
+	if err != nil && strings.Contains(err.Error(), "CROSSSLOT") {
+		l.perChannel = true
+		_, err = s.run(ctx, l.client, []string{key("a")})
+	}
+	if err == nil {
+		return nil
+	}
+	var server redis.Error
+	if !errors.As(err, &server) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	advice := ""
+	switch text := err.Error(); {
+	case strings.Contains(text, "READONLY"):
+		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
+	case strings.Contains(text, "NOPERM"):
+		advice = "the ACL user needs EVAL, EVALSHA, XADD, XRANGE, XREVRANGE, XINFO, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
+			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
+	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):
+		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
+	case strings.HasPrefix(text, "LOADING"), strings.HasPrefix(text, "MASTERDOWN"), strings.HasPrefix(text, "CLUSTERDOWN"):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	default:
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	return fmt.Errorf("%w: %s (%w)", ErrUnsupported, advice, err)
+}

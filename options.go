@@ -1,0 +1,144 @@
+package eventbus
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// An Option changes a bus that [New] makes.
+type Option func(*options)
+
+// options is what New works with once all options are folded in and checked.
+type options struct {
+	prefix       string
+	retention    Retention
+	retentionOf  map[ChannelKind]Retention
+	maxEventSize int
+	maxChannels  int
+	keepalive    time.Duration
+	writeTimeout time.Duration
+	retry        time.Duration
+	freshness    time.Duration
+	logger       *slog.Logger
+}
+
+func defaults() options {
+	return options{
+		retention:    Retention{Events: 10_000, Age: 24 * time.Hour},
+		retentionOf:  map[ChannelKind]Retention{},
+		maxEventSize: 256 << 10,
+		maxChannels:  32,
+		keepalive:    15 * time.Second,
+		writeTimeout: 10 * time.Second,
+		retry:        2 * time.Second,
+		freshness:    10 * time.Second,
+		logger:       slog.Default(),
+	}
+}
+
+// Retention says what a log keeps for readers to come back to.
+type Retention struct {
+	// Events is how many of the newest events are kept. Redis trims in whole
+	// nodes of a stream, so some 100 more may be there. 0 keeps all of them.
+	Events int
+	// Age is how long after its last event a log is dropped as a whole, in
+	// whole milliseconds. 0 never drops it.
+	Age time.Duration
+}
+
+// WithPrefix puts text in front of every channel's name in Redis, so that
+// several buses can share one server. The default is none. Blanks, braces,
+// control characters and more than 64 bytes are an error of [New].
+func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
+
+// WithRetention sets what every log keeps, the kinds named in
+// [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
+// after the last one. Negative numbers are an error of [New]. Each publish
+// applies the retention of the bus that publishes.
+func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
+
+// WithChannelRetention sets what the logs of one kind of channel keep.
+func WithChannelRetention(kind ChannelKind, r Retention) Option {
+	return func(o *options) { o.retentionOf[kind] = r }
+}
+
+// WithMaxEventSize sets the longest event that is published, in bytes of its
+// JSON, and the longest message of a foreign publisher that is delivered. The
+// default is 256 KiB; less than 1 KiB or more than 64 MiB is an error of [New].
+func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
+
+// WithMaxChannels sets how many channels a subscription may have. The default
+// is 32; less than 1 or more than 40 is an error of [New], since a cursor covers
+// all of them and must fit into a header.
+func WithMaxChannels(n int) Option { return func(o *options) { o.maxChannels = n } }
+
+// WithKeepalive sets how long an SSE stream may go without a write before it
+// gets one, and how often the function that authorises it is asked again. The
+// default is 15s, as the HTML standard advises (section 9.2.7, "Authoring
+// notes"); less than 10ms is an error of [New].
+func WithKeepalive(d time.Duration) Option { return func(o *options) { o.keepalive = d } }
+
+// WithWriteTimeout sets how long one write to an SSE client may take before the
+// connection is cut. The default is 10s; less than 10ms is an error of [New].
+func WithWriteTimeout(d time.Duration) Option { return func(o *options) { o.writeTimeout = d } }
+
+// WithRetry sets after what time the browsers of broken streams come back: each
+// is told a random one between d and 2d. On shutdown and on a soft refusal it is
+// up to 4d. The default is 2s; less than 1ms or more than 1h is an error of [New].
+func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d } }
+
+// WithFreshness sets for how long the bus may be unable to keep subscribers
+// fresh before [Bus.Health] fails. Connections are checked, and logs compared,
+// often enough to notice within this time. The default is 10s; less than 100ms
+// is an error of [New].
+func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshness = d } }
+
+// WithLogger sets where the bus logs what needs attention. The default is
+// [slog.Default]. Payloads and credentials are never logged.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
+
+func (o *options) check() error {
+	bad := func(option, format string, args ...any) error {
+		return fmt.Errorf("eventbus: new: %s: %s", option, fmt.Sprintf(format, args...))
+	}
+	if len(o.prefix) > 64 || strings.ContainsFunc(o.prefix, func(r rune) bool { return r <= ' ' || r >= 0x7F || r == '{' || r == '}' || r == '|' }) {
+		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces and bars", excerpt(o.prefix))
+	}
+	for kind, r := range o.retentionOf {
+		if kind != ProjectKind && kind != AgentKind && kind != UserKind {
+			return bad("WithChannelRetention", "%s is no kind of channel", excerpt(string(kind)))
+		}
+		if r.Events < 0 || r.Age < 0 {
+			return bad("WithChannelRetention", "%v is negative", r)
+		}
+	}
+	switch {
+	case o.retention.Events < 0 || o.retention.Age < 0:
+		return bad("WithRetention", "%v is negative", o.retention)
+	case o.maxEventSize < 1<<10 || o.maxEventSize > 64<<20:
+		return bad("WithMaxEventSize", "%d is not between 1 KiB and 64 MiB", o.maxEventSize)
+	case o.maxChannels < 1 || o.maxChannels > 40:
+		return bad("WithMaxChannels", "%d is not between 1 and 40", o.maxChannels)
+	case o.keepalive < 10*time.Millisecond:
+		return bad("WithKeepalive", "%s is less than 10ms", o.keepalive)
+	case o.writeTimeout < 10*time.Millisecond:
+		return bad("WithWriteTimeout", "%s is less than 10ms", o.writeTimeout)
+	case o.retry < time.Millisecond || o.retry > time.Hour:
+		return bad("WithRetry", "%s is not between 1ms and 1h", o.retry)
+	case o.freshness < 100*time.Millisecond:
+		return bad("WithFreshness", "%s is less than 100ms", o.freshness)
+	case o.logger == nil:
+		return bad("WithLogger", "is nil")
+	}
+	return nil
+}
+
+// keep is the retention of a kind of channel.
+func (o *options) keep(kind ChannelKind) Retention {
+	if r, ok := o.retentionOf[kind]; ok {
+		return r
+	}
+	return o.retention
+}

@@ -1,0 +1,207 @@
+package eventbus
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The pages of a tail are older entries of its channel, read from the log for
+// readers that are further behind than the ring reaches. They are shared: many
+// readers that come back at once cost one read for each page, not one each.
+type pages struct {
+	read  func(r readRequest, done func(*logPage, error)) // begins a read, on a goroutine of the bus
+	taken *atomic.Int64                                   // bytes of all pages of the bus
+
+	mu      sync.Mutex // guards following
+	kept    []*page    // the one used last at the end
+	flight  *flight    // the read that is under way
+	flights uint64     // how many were begun
+}
+
+// A page is what one read of a log gave.
+type page struct {
+	*logPage
+	segment *segment // entries that follow one another without holes
+	used    time.Time
+}
+
+// A flight is a read of the log that any number of readers wait for.
+type flight struct {
+	number uint64
+	done   chan struct{} // closed when the following are set
+	page   *page
+	err    error
+}
+
+const (
+	pageEvents = 256              // events in a page, and the grid on which pages begin
+	pagesBytes = 32 << 20         // bound on all pages of a bus
+	pageUnused = 30 * time.Second // after that a page is dropped
+)
+
+// after gives entries that follow pos; or the gap that a reader at pos has to be
+// told of, with the position that it goes on from; or neither, when pos is where
+// the log ends.
+func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReason, error) {
+	arrived := t.pages.begun()
+	exact := false
+	for {
+		if v, ok := t.pages.find(pos); ok {
+			return v, pos, "", nil
+		}
+		f, own := t.pages.join(t, pos, exact)
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return view{}, pos, "", context.Cause(ctx)
+		}
+		if f.err != nil {
+			return view{}, pos, "", f.err
+		}
+		if v, ok := f.page.from(pos); ok {
+			return v, pos, "", nil
+		}
+		if f.number <= arrived {
+			continue // the read is older than the question
+		}
+		start, gap := f.page.resume(pos, t.age)
+		if gap != "" || start != pos || pos.same(f.page.last) {
+			return view{}, start, gap, nil
+		}
+		exact = exact || own // big events: the page ended before it came to pos
+	}
+}
+
+// from gives the page's entries behind pos, if pos is in the page and not its end.
+func (p *page) from(pos Position) (view, bool) {
+	s := p.segment
+	if len(s.entries) == 0 || pos.seq < 0 || pos.IsZero() {
+		return view{}, false
+	}
+	first := s.entries[0].pos
+	i := int(pos.seq - first.seq) // numbers in a page are consecutive
+	switch {
+	case pos.epoch != first.epoch || i < -1 || i >= len(s.entries)-1:
+		return view{}, false
+	case i >= 0 && !s.entries[i].pos.same(pos):
+		return view{}, false
+	case i < 0 && pos.mark != 0 && p.asked.seq > pos.seq:
+		return view{}, false // the event at pos was not asked for, to compare with
+	}
+	return s.from(i + 1), true
+}
+
+func (ps *pages) begun() uint64 {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.flights
+}
+
+// find looks among the pages that are kept.
+func (ps *pages) find(pos Position) (view, bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for i, p := range ps.kept {
+		if v, ok := p.from(pos); ok {
+			p.used = time.Now()
+			ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
+			return v, true
+		}
+	}
+	return view{}, false
+}
+
+// join gives the flight that is under way, or begins one for pos.
+func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.flight != nil {
+		return ps.flight, false
+	}
+	ps.flights++
+	f = &flight{number: ps.flights, done: make(chan struct{})}
+	ps.flight = f
+	r := readRequest{name: t.name, from: pos, count: pageEvents + 1}
+	if !exact && pos.seq > 0 {
+		r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
+	}
+	ps.read(r, func(lp *logPage, err error) {
+		var p *page
+		if err == nil {
+			p = &page{logPage: lp, segment: t.encode(lp), used: time.Now()}
+			lp.entries = lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))] // what resume needs
+		}
+		ps.mu.Lock()
+		if f.page, f.err, ps.flight = p, err, nil; err == nil {
+			ps.keepLocked(p)
+		}
+		ps.mu.Unlock()
+		close(f.done)
+	})
+	return f, true
+}
+
+// encode makes a segment of a page's entries, up to the first hole.
+func (t *tail) encode(lp *logPage) *segment {
+	enc := newEncoder(t.channel, t.name)
+	s := &segment{}
+	bytes := 0
+	for i := range lp.entries {
+		bytes += len(lp.entries[i].event)
+	}
+	s.buf = make([]byte, 0, bytes+256*len(lp.entries))
+	for i, e := range lp.entries {
+		if i > 0 && !e.pos.follows(lp.entries[i-1].pos) {
+			break
+		}
+		if !enc.addLogged(s, e, t.onBad) {
+			break // normalised, events can be longer than they were; the rest is another page
+		}
+	}
+	return s
+}
+
+func (p *page) size() int64 { return int64(cap(p.segment.buf) + 512*len(p.segment.entries)) }
+
+// keepLocked keeps a page as long as the bound on all pages allows it.
+func (ps *pages) keepLocked(p *page) {
+	if len(p.segment.entries) < 2 {
+		return
+	}
+	for ps.taken.Add(p.size()) > pagesBytes {
+		ps.taken.Add(-p.size())
+		if len(ps.kept) == 0 {
+			return
+		}
+		ps.dropLocked(1)
+	}
+	ps.kept = append(ps.kept, p)
+}
+
+func (ps *pages) dropLocked(n int) {
+	for _, p := range ps.kept[:n] {
+		ps.taken.Add(-p.size())
+	}
+	ps.kept = slices.Delete(ps.kept, 0, n)
+}
+
+// clear drops all pages.
+func (ps *pages) clear() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.dropLocked(len(ps.kept))
+}
+
+// expire drops the pages that nobody has used for a while.
+func (ps *pages) expire(now time.Time) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	n := 0
+	for n < len(ps.kept) && now.Sub(ps.kept[n].used) > pageUnused {
+		n++
+	}
+	ps.dropLocked(n)
+}

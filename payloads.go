@@ -1,0 +1,216 @@
+package eventbus
+
+import "github.com/google/uuid"
+
+// A Payload is the particular part of an event. Its Go type decides the event's
+// type, so EventType must give the same answer for every value, the zero value
+// included. A payload is a struct, or a map with string keys.
+//
+// The fields of a payload struct are named by their json tags. On the wire
+// every field is present: a nil slice is [], a nil map {}, a nil pointer null.
+// The tag eventbus:"required" marks a field that must be present when a payload
+// is read; a required field whose zero value cannot be meant, a nil UUID or a
+// nil map, is also refused when one is written, while "", 0 and false are
+// values. The tag eventbus:"default=TEXT" on a *string gives nil that meaning.
+type Payload interface {
+	EventType() Type
+}
+
+// AgentSpawnedPayload is the payload of [AgentSpawned].
+type AgentSpawnedPayload struct {
+	AgentInstanceID uuid.UUID `json:"agent_instance_id" eventbus:"required"` // the spawned instance
+	AgentTypeID     uuid.UUID `json:"agent_type_id" eventbus:"required"`
+	AgentName       string    `json:"agent_name" eventbus:"required"` // for people to read
+	Role            string    `json:"role" eventbus:"required"`       // such as "product_owner", "engineer"
+}
+
+// AgentStatusChangedPayload is the payload of [AgentStatusChanged].
+type AgentStatusChangedPayload struct {
+	AgentInstanceID uuid.UUID `json:"agent_instance_id" eventbus:"required"`
+	PreviousStatus  string    `json:"previous_status" eventbus:"required"`
+	NewStatus       string    `json:"new_status" eventbus:"required"`
+	Reason          *string   `json:"reason"`
+}
+
+// AgentMessagePayload is the payload of [AgentMessage].
+type AgentMessagePayload struct {
+	AgentInstanceID uuid.UUID `json:"agent_instance_id" eventbus:"required"`
+	Message         string    `json:"message" eventbus:"required"`
+	// MessageType is "info", "warning", "error" or "debug"; nil means "info",
+	// and it is never nil in a payload that was read.
+	MessageType *string        `json:"message_type" eventbus:"default=info"`
+	Metadata    map[string]any `json:"metadata"` // such as token usage, model
+}
+
+// AgentTerminatedPayload is the payload of [AgentTerminated].
+type AgentTerminatedPayload struct {
+	AgentInstanceID   uuid.UUID `json:"agent_instance_id" eventbus:"required"`
+	TerminationReason string    `json:"termination_reason" eventbus:"required"`
+	FinalStatus       string    `json:"final_status" eventbus:"required"`
+}
+
+// IssueCreatedPayload is the payload of [IssueCreated].
+type IssueCreatedPayload struct {
+	IssueID  string   `json:"issue_id" eventbus:"required"` // as the external tracker has it
+	Title    string   `json:"title" eventbus:"required"`
+	Priority *string  `json:"priority"`
+	Labels   []string `json:"labels"`
+}
+
+// IssueUpdatedPayload is the payload of [IssueUpdated].
+type IssueUpdatedPayload struct {
+	IssueID string         `json:"issue_id" eventbus:"required"`
+	Changes map[string]any `json:"changes" eventbus:"required"` // the new values by field
+}
+
+// IssueAssignedPayload is the payload of [IssueAssigned].
+type IssueAssignedPayload struct {
+	IssueID      string     `json:"issue_id" eventbus:"required"`
+	AssigneeID   *uuid.UUID `json:"assignee_id"` // an agent or user
+	AssigneeName *string    `json:"assignee_name"`
+}
+
+// IssueClosedPayload is the payload of [IssueClosed].
+type IssueClosedPayload struct {
+	IssueID    string `json:"issue_id" eventbus:"required"`
+	Resolution string `json:"resolution" eventbus:"required"`
+}
+
+// SprintStartedPayload is the payload of [SprintStarted].
+type SprintStartedPayload struct {
+	SprintID   uuid.UUID `json:"sprint_id" eventbus:"required"`
+	SprintName string    `json:"sprint_name" eventbus:"required"`
+	Goal       *string   `json:"goal"`
+	IssueCount int       `json:"issue_count"`
+}
+
+// SprintCompletedPayload is the payload of [SprintCompleted].
+type SprintCompletedPayload struct {
+	SprintID         uuid.UUID `json:"sprint_id" eventbus:"required"`
+	SprintName       string    `json:"sprint_name" eventbus:"required"`
+	CompletedIssues  int       `json:"completed_issues"`
+	IncompleteIssues int       `json:"incomplete_issues"`
+}
+
+// ApprovalRequestedPayload is the payload of [ApprovalRequested].
+type ApprovalRequestedPayload struct {
+	ApprovalID     uuid.UUID  `json:"approval_id" eventbus:"required"`
+	ApprovalType   string     `json:"approval_type" eventbus:"required"`
+	Description    string     `json:"description" eventbus:"required"`
+	RequestedBy    *uuid.UUID `json:"requested_by"`    // an agent or user
+	TimeoutMinutes *int       `json:"timeout_minutes"` // until it is escalated
+}
+
+// ApprovalGrantedPayload is the payload of [ApprovalGranted].
+type ApprovalGrantedPayload struct {
+	ApprovalID uuid.UUID `json:"approval_id" eventbus:"required"`
+	ApprovedBy uuid.UUID `json:"approved_by" eventbus:"required"`
+	Comments   *string   `json:"comments"`
+}
+
+// ApprovalDeniedPayload is the payload of [ApprovalDenied].
+type ApprovalDeniedPayload struct {
+	ApprovalID uuid.UUID `json:"approval_id" eventbus:"required"`
+	DeniedBy   uuid.UUID `json:"denied_by" eventbus:"required"`
+	Reason     string    `json:"reason" eventbus:"required"`
+}
+
+// ProjectCreatedPayload is the payload of [ProjectCreated]: any object.
+type ProjectCreatedPayload map[string]any
+
+// ProjectUpdatedPayload is the payload of [ProjectUpdated]: any object.
+type ProjectUpdatedPayload map[string]any
+
+// ProjectArchivedPayload is the payload of [ProjectArchived]: any object.
+type ProjectArchivedPayload map[string]any
+
+// WorkflowStartedPayload is the payload of [WorkflowStarted].
+type WorkflowStartedPayload struct {
+	WorkflowID   uuid.UUID `json:"workflow_id" eventbus:"required"` // of this execution
+	WorkflowType string    `json:"workflow_type" eventbus:"required"`
+	TotalSteps   int       `json:"total_steps"`
+}
+
+// WorkflowStepCompletedPayload is the payload of [WorkflowStepCompleted].
+type WorkflowStepCompletedPayload struct {
+	WorkflowID uuid.UUID      `json:"workflow_id" eventbus:"required"`
+	StepName   string         `json:"step_name" eventbus:"required"`
+	StepNumber int            `json:"step_number" eventbus:"required"` // from 1
+	TotalSteps int            `json:"total_steps" eventbus:"required"`
+	Result     map[string]any `json:"result"`
+}
+
+// WorkflowCompletedPayload is the payload of [WorkflowCompleted].
+type WorkflowCompletedPayload struct {
+	WorkflowID      uuid.UUID      `json:"workflow_id" eventbus:"required"`
+	DurationSeconds float64        `json:"duration_seconds" eventbus:"required"`
+	Result          map[string]any `json:"result"`
+}
+
+// WorkflowFailedPayload is the payload of [WorkflowFailed].
+type WorkflowFailedPayload struct {
+	WorkflowID   uuid.UUID `json:"workflow_id" eventbus:"required"`
+	ErrorMessage string    `json:"error_message" eventbus:"required"`
+	FailedStep   *string   `json:"failed_step"`
+	Recoverable  bool      `json:"recoverable"`
+}
+
+// EventType returns [AgentSpawned].
+func (AgentSpawnedPayload) EventType() Type { return AgentSpawned }
+
+// EventType returns [AgentStatusChanged].
+func (AgentStatusChangedPayload) EventType() Type { return AgentStatusChanged }
+
+// EventType returns [AgentMessage].
+func (AgentMessagePayload) EventType() Type { return AgentMessage }
+
+// EventType returns [AgentTerminated].
+func (AgentTerminatedPayload) EventType() Type { return AgentTerminated }
+
+// EventType returns [IssueCreated].
+func (IssueCreatedPayload) EventType() Type { return IssueCreated }
+
+// EventType returns [IssueUpdated].
+func (IssueUpdatedPayload) EventType() Type { return IssueUpdated }
+
+// EventType returns [IssueAssigned].
+func (IssueAssignedPayload) EventType() Type { return IssueAssigned }
+
+// EventType returns [IssueClosed].
+func (IssueClosedPayload) EventType() Type { return IssueClosed }
+
+// EventType returns [SprintStarted].
+func (SprintStartedPayload) EventType() Type { return SprintStarted }
+
+// EventType returns [SprintCompleted].
+func (SprintCompletedPayload) EventType() Type { return SprintCompleted }
+
+// EventType returns [ApprovalRequested].
+func (ApprovalRequestedPayload) EventType() Type { return ApprovalRequested }
+
+// EventType returns [ApprovalGranted].
+func (ApprovalGrantedPayload) EventType() Type { return ApprovalGranted }
+
+// EventType returns [ApprovalDenied].
+func (ApprovalDeniedPayload) EventType() Type { return ApprovalDenied }
+
+// EventType returns [ProjectCreated].
+func (ProjectCreatedPayload) EventType() Type { return ProjectCreated }
+
+// EventType returns [ProjectUpdated].
+func (ProjectUpdatedPayload) EventType() Type { return ProjectUpdated }
+
+// EventType returns [ProjectArchived].
+func (ProjectArchivedPayload) EventType() Type { return ProjectArchived }
+
+// EventType returns [WorkflowStarted].
+func (WorkflowStartedPayload) EventType() Type { return WorkflowStarted }
+
+// EventType returns [WorkflowStepCompleted].
+func (WorkflowStepCompletedPayload) EventType() Type { return WorkflowStepCompleted }
+
+// EventType returns [WorkflowCompleted].
+func (WorkflowCompletedPayload) EventType() Type { return WorkflowCompleted }
+
+// EventType returns [WorkflowFailed].
+func (WorkflowFailedPayload) EventType() Type { return WorkflowFailed }

@@ -1,0 +1,390 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// PublishOptions is what [Bus.PublishWith] takes beside the event. Zero is the
+// same as [Bus.Publish] without channels.
+type PublishOptions struct {
+	// Channels get the event besides its project's channel. The same channel
+	// twice counts once.
+	Channels []Channel
+	// Idempotent says that this event may have been published before, perhaps
+	// through another process: a log that has an event with this ID keeps its one
+	// entry. The ID is remembered beside the log for 10 minutes; for an earlier
+	// attempt that did not say Idempotent, the newest 1,000 entries are searched.
+	Idempotent bool
+}
+
+// A Receipt tells what became of a publish that succeeded.
+type Receipt struct {
+	// ID is the event's.
+	ID string
+	// Cursor is the place right behind the event in every channel that it was
+	// published to: a subscription that resumes from it gets what follows.
+	Cursor Cursor
+	// Repeated says that every log had the event already.
+	Repeated bool
+}
+
+// Publish appends the event to the log of its project's channel and of the given
+// ones, and sends it to all who listen. It returns nil when it is in every one of
+// these logs. Concurrent publishes share calls to Redis.
+//
+// A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
+// [*PublishError] says which logs have the event; publishing the same event again
+// is safe. It also tells that the context ended, which is honoured while a
+// command is on the wire. [ErrClosed] is returned on a closed bus. It is safe for
+// concurrent use; the events of one goroutine keep their order.
+func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
+	_, err := b.PublishWith(ctx, ev, PublishOptions{Channels: channels})
+	return err
+}
+
+// PublishWith is [Bus.Publish] with options and a receipt.
+func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
+	if err := context.Cause(ctx); err != nil {
+		return Receipt{}, err
+	}
+	if err := ev.validate(); err != nil {
+		return Receipt{}, err
+	}
+	channels := distinct(append([]Channel{ProjectChannel(ev.ProjectID)}, opts.Channels...))
+	for i, c := range channels {
+		if err := c.check(fmt.Sprintf("channels[%d]", i-1)); err != nil {
+			return Receipt{}, err
+		}
+	}
+	if len(channels) > b.options.maxChannels {
+		return Receipt{}, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
+	}
+	data := ev.appendJSON(nil)
+	if len(data) > b.options.maxEventSize {
+		return Receipt{}, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
+	}
+	if !b.enter() {
+		return Receipt{}, ErrClosed
+	}
+	defer b.leave()
+
+	p := publication{bus: b, id: ev.ID, again: b.doubted.take(ev.ID)}
+	var others []string
+	for i, c := range channels {
+		r := record{name: b.log.name(c), kind: c.Kind(), event: data, id: ev.ID, idempotent: opts.Idempotent}
+		if !b.log.perChannel {
+			r.also = strings.Join(others, " ")
+		}
+		if i > 0 {
+			others = append(others, r.name)
+		}
+		r.since = b.log.head(r.name)
+		switch {
+		case p.again:
+			r.look, r.since = lookAll, Position{}
+		case opts.Idempotent:
+			r.look = lookIdempotent
+		}
+		p.records = append(p.records, r)
+	}
+	err := p.run(ctx)
+	if err != nil {
+		return Receipt{}, p.failed(channels, err)
+	}
+	receipt := Receipt{ID: ev.ID, Repeated: true}
+	for i := range p.results {
+		receipt.Repeated = receipt.Repeated && p.results[i].again
+	}
+	key := newCursorKey(p.names())
+	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.results[i].pos }))}
+	b.stats.published.Add(1)
+	return receipt, nil
+}
+
+const (
+	lookIdempotent  = 1000    // how many entries an Idempotent publish searches
+	lookAll         = 100_000 // how many a retry does; it ends sooner, where the first attempt began
+	publishAttempts = 5
+)
+
+// A publication is one event on its way into the logs of its channels.
+type publication struct {
+	bus     *Bus
+	id      string
+	again   bool // an earlier publish of this event ended in doubt
+	records []record
+	results []appended // by record; without a position and error: not tried yet
+}
+
+func (p *publication) names() []string {
+	var names []string
+	for i := range p.records {
+		names = append(names, p.records[i].name)
+	}
+	return names
+}
+
+// run appends all records, trying again what may succeed later. The project's
+// log comes first: readers rely on an event being there if it is anywhere.
+func (p *publication) run(ctx context.Context) error {
+	p.results = make([]appended, len(p.records))
+	if !p.bus.log.perChannel {
+		return p.attempt(ctx, 0, len(p.records)) // one call, in which it is the first
+	}
+	if err := p.attempt(ctx, 0, 1); err != nil || len(p.records) == 1 {
+		return err
+	}
+	return p.attempt(ctx, 1, len(p.records))
+}
+
+// attempt appends the records from to until, exclusive.
+func (p *publication) attempt(ctx context.Context, from, until int) error {
+	var retry backoff
+	pending := make([]int, 0, until-from)
+	for i := from; i < until; i++ {
+		pending = append(pending, i)
+	}
+	for attempts := 1; ; attempts++ {
+		records := make([]record, len(pending))
+		for n, i := range pending {
+			records[n] = p.records[i]
+		}
+		results, err := p.bus.commits.do(ctx, p.bus, records)
+		for n, i := range pending {
+			if results == nil {
+				// Whether it ran is not known, except for what never was taken up.
+				p.results[i] = appended{err: err, sure: errors.Is(err, errNotTaken)}
+			} else {
+				p.results[i] = results[n]
+			}
+		}
+		if err != nil {
+			return err
+		}
+		var first error
+		again := pending[:0]
+		for _, i := range pending {
+			r := p.results[i]
+			if r.err == nil {
+				continue
+			}
+			if first == nil {
+				first = r.err
+			}
+			if errors.Is(r.err, ErrUnavailable) {
+				again = append(again, i)
+				p.records[i].look = lookAll // from now on, it is a retry
+			}
+		}
+		if first == nil || len(again) == 0 || attempts == publishAttempts {
+			return first
+		}
+		pending = again
+		p.bus.stats.retries.Add(1)
+		select {
+		case <-retry.after():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-p.bus.ctx.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// failed makes the error of what the results say.
+func (p *publication) failed(channels []Channel, err error) error {
+	e := &PublishError{ID: p.id, Err: err}
+	for i, c := range channels {
+		switch r := p.results[i]; {
+		case r.err == nil && !r.pos.IsZero():
+			e.Done = append(e.Done, c)
+		case r.err == nil || r.sure && p.records[i].look == 0:
+			e.Missing = append(e.Missing, c)
+		default:
+			e.Unknown = append(e.Unknown, c)
+		}
+	}
+	if errors.Is(err, errNotTaken) {
+		e.Err = errors.Unwrap(err)
+	}
+	if len(e.Done)+len(e.Unknown) > 0 {
+		p.bus.doubted.put(p.id)
+	}
+	return e
+}
+
+// The commits gather what is published at the same time into common calls. There
+// is no delay: a worker that is free takes what there is, and what comes while
+// all are on the wire goes together into the next call.
+type commits struct {
+	log  *redisLog
+	wake chan struct{}
+
+	mu    sync.Mutex // guards following
+	queue []*commit
+}
+
+// A commit is the part of a publication that is to go into one call.
+type commit struct {
+	records []record
+	results []appended
+	done    chan struct{} // closed when results are there
+}
+
+const (
+	commitWorkers = 2
+	commitRecords = 256     // in one call
+	commitBytes   = 1 << 20 // in one call, unless one record is longer
+)
+
+// A notTakenError is the end of a commit that no worker had taken up.
+type notTakenError struct{ cause error }
+
+func (e *notTakenError) Error() string        { return e.cause.Error() }
+func (e *notTakenError) Unwrap() error        { return e.cause }
+func (e *notTakenError) Is(target error) bool { return target == errNotTaken }
+
+var errNotTaken = errors.New("not taken up")
+
+// do waits for the records' results; without them, the error says why.
+func (cs *commits) do(ctx context.Context, b *Bus, records []record) ([]appended, error) {
+	c := &commit{records: records, done: make(chan struct{})}
+	cs.mu.Lock()
+	cs.queue = append(cs.queue, c)
+	cs.mu.Unlock()
+	signal(cs.wake)
+	var cause error
+	select {
+	case <-c.done:
+		return c.results, nil
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-b.ctx.Done():
+		cause = ErrClosed
+	}
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if i := slices.Index(cs.queue, c); i >= 0 {
+		cs.queue = slices.Delete(cs.queue, i, i+1)
+		return nil, &notTakenError{cause}
+	}
+	return nil, cause
+}
+
+// work makes calls until the bus is closed.
+func (cs *commits) work(ctx context.Context) {
+	for {
+		select {
+		case <-cs.wake:
+		case <-ctx.Done():
+			return
+		}
+		for {
+			batch := cs.take()
+			if len(batch) == 0 {
+				break
+			}
+			cs.call(ctx, batch)
+		}
+	}
+}
+
+// take gives what fits into one call.
+func (cs *commits) take() []*commit {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	n, records, bytes := 0, 0, 0
+	for _, c := range cs.queue {
+		records += len(c.records)
+		for i := range c.records {
+			bytes += len(c.records[i].event)
+		}
+		if n > 0 && (records > commitRecords || bytes > commitBytes) {
+			signal(cs.wake) // for another worker
+			break
+		}
+		n++
+	}
+	batch := slices.Clone(cs.queue[:n])
+	cs.queue = slices.Delete(cs.queue, 0, n)
+	return batch
+}
+
+// call appends a batch: in one call, or in one for each channel, side by side,
+// where they cannot share one.
+func (cs *commits) call(ctx context.Context, batch []*commit) {
+	var all []record
+	for _, c := range batch {
+		all = append(all, c.records...)
+	}
+	results := make([]appended, len(all))
+	if !cs.log.perChannel {
+		results = cs.log.append(ctx, all)
+	} else {
+		byChannel := map[string][]int{}
+		for i := range all {
+			byChannel[all[i].name] = append(byChannel[all[i].name], i)
+		}
+		var wg sync.WaitGroup
+		for _, indexes := range byChannel {
+			wg.Go(func() {
+				part := make([]record, len(indexes))
+				for n, i := range indexes {
+					part[n] = all[i]
+				}
+				for n, r := range cs.log.append(ctx, part) {
+					results[indexes[n]] = r
+				}
+			})
+		}
+		wg.Wait()
+	}
+	for _, c := range batch {
+		c.results = results[:len(c.records):len(c.records)]
+		results = results[len(c.records):]
+		close(c.done)
+	}
+}
+
+// A doubtSet remembers the ids of events whose publish ended without certainty,
+// so that publishing them again looks for what is there already.
+type doubtSet struct {
+	mu    sync.Mutex // guards following
+	since map[string]time.Time
+}
+
+const (
+	doubtedIDs = 4096
+	doubtedFor = 10 * time.Minute
+)
+
+func (d *doubtSet) put(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.since == nil {
+		d.since = make(map[string]time.Time)
+	}
+	if len(d.since) >= doubtedIDs {
+		for id, t := range d.since {
+			if time.Since(t) > doubtedFor || len(d.since) >= doubtedIDs {
+				delete(d.since, id)
+			}
+		}
+	}
+	d.since[id] = time.Now()
+}
+
+// take tells whether the id was put, and forgets it.
+func (d *doubtSet) take(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t, ok := d.since[id]
+	delete(d.since, id)
+	return ok && time.Since(t) <= doubtedFor
+}

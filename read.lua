@@ -1,0 +1,54 @@
+-- Reads a log from a position on. A script, because clients that are set to read
+-- from replicas send plain reads to a copy that may lag and still look complete.
+--
+-- KEYS  [1] the log
+-- ARGV  [1] position to read from, itself included; '-': from the oldest entry
+--       [2] the most entries to return; 0: only the state
+--       [3] bytes of events after which to stop; the first does not count, so
+--       that a reader always gets on
+-- reply [1] Redis time in ms  [2] position of the last append, '' when there is
+--       no log  [3] ms until the log is dropped, -1 never
+--       [4] position of the oldest entry, '' when there is none
+--       [5] id of the event at [2], '' when that is not an entry any more
+--       then for each entry: position, event, other channels ('' or names)
+local t = redis.call('TIME')
+local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if info.err then
+  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', ''} end
+  return info
+end
+local last, first, id = '', '', ''
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then last = info[i + 1] end
+  if info[i] == 'first-entry' and info[i + 1] then first = info[i + 1][1] end
+  if info[i] == 'last-entry' and info[i + 1] and info[i + 1][1] == last then
+    id = string.match(info[i + 1][2][2] or '', '^{"id":"([^"\\]*)"') or ''
+  end
+end
+local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id}
+local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if from ~= '-' and string.match(from, '^%d+') ~= string.match(last, '^%d+') then from = '-' end
+local more = count > 0
+while more do
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 32))
+  more = #page == 32
+  for _, entry in ipairs(page) do
+    local event, also = '', ''
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'event' then event = entry[2][i + 1] end
+      if entry[2][i] == 'also' then also = entry[2][i + 1] end
+    end
+    if #reply > 5 then bytes = bytes - #event end
+    reply[#reply + 1] = entry[1]
+    reply[#reply + 1] = event
+    reply[#reply + 1] = also
+    count = count - 1
+    from = '(' .. entry[1]
+    if bytes <= 0 or count == 0 then
+      more = false
+      break
+    end
+  end
+end
+return reply

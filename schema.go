@@ -1,0 +1,374 @@
+package eventbus
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// A schema is what the bus knows of a payload type: which fields it has, which
+// of them must be there, and what absence means. It is read off the Go type once.
+type schema struct {
+	typ    reflect.Type
+	fields []schemaField // none when the payload takes any object
+	custom bool          // the type has its own MarshalJSON
+}
+
+type schemaField struct {
+	name     string
+	index    []int
+	typ      reflect.Type
+	required bool
+	nullable bool    // null is a value
+	omitZero bool    // the json tag says omitempty or omitzero
+	fallback *string // what nil and absence mean
+}
+
+var (
+	registry = struct {
+		sync.RWMutex
+		byType map[Type]*schema
+	}{byType: map[Type]*schema{}}
+
+	uuidType      = reflect.TypeFor[uuid.UUID]()
+	marshalerType = reflect.TypeFor[json.Marshaler]()
+)
+
+func init() {
+	for _, p := range []Payload{
+		AgentSpawnedPayload{}, AgentStatusChangedPayload{}, AgentMessagePayload{}, AgentTerminatedPayload{},
+		IssueCreatedPayload{}, IssueUpdatedPayload{}, IssueAssignedPayload{}, IssueClosedPayload{},
+		SprintStartedPayload{}, SprintCompletedPayload{},
+		ApprovalRequestedPayload{}, ApprovalGrantedPayload{}, ApprovalDeniedPayload{},
+		ProjectCreatedPayload{}, ProjectUpdatedPayload{}, ProjectArchivedPayload{},
+		WorkflowStartedPayload{}, WorkflowStepCompletedPayload{}, WorkflowCompletedPayload{}, WorkflowFailedPayload{},
+	} {
+		if err := register(reflect.TypeOf(p), p.EventType()); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// Register makes the type of P's events known, so that every bus in the program
+// publishes them and checks their payload against P. Registering P again
+// changes nothing. The error says that P's type is not of the form
+// domain.action, belongs to another struct already, or that P is neither a
+// struct nor a map with string keys. It is safe for concurrent use and usually
+// called before the first bus is made.
+func Register[P Payload]() error {
+	t := reflect.TypeFor[P]()
+	if t.Kind() == reflect.Pointer {
+		return fmt.Errorf("eventbus: register %s: take the struct, not a pointer to it", t)
+	}
+	var zero P
+	return register(t, zero.EventType())
+}
+
+func register(t reflect.Type, typ Type) error {
+	if !typ.wellFormed() {
+		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action", t, excerpt(string(typ)))
+	}
+	s, err := schemaOf(t)
+	if err != nil {
+		return fmt.Errorf("eventbus: register %s: %w", t, err)
+	}
+	registry.Lock()
+	defer registry.Unlock()
+	if have, ok := registry.byType[typ]; ok && have.typ != t {
+		return fmt.Errorf("eventbus: register %s: type %q belongs to %s", t, typ, have.typ)
+	}
+	registry.byType[typ] = s
+	return nil
+}
+
+func registered(t Type) (*schema, bool) {
+	registry.RLock()
+	defer registry.RUnlock()
+	s, ok := registry.byType[t]
+	return s, ok
+}
+
+var schemas sync.Map // reflect.Type to *schema
+
+func schemaOf(t reflect.Type) (*schema, error) {
+	if s, ok := schemas.Load(t); ok {
+		return s.(*schema), nil
+	}
+	s := &schema{typ: t, custom: t.Implements(marshalerType)}
+	switch {
+	case t.Kind() == reflect.Map && t.Key().Kind() == reflect.String:
+	case t.Kind() == reflect.Struct:
+		for _, f := range reflect.VisibleFields(t) {
+			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if !f.IsExported() || name == "-" || f.Anonymous && name == "" {
+				continue
+			}
+			if name == "" {
+				name = f.Name
+			}
+			field := schemaField{
+				name:     name,
+				index:    f.Index,
+				typ:      f.Type,
+				nullable: f.Type.Kind() == reflect.Pointer || f.Type.Kind() == reflect.Interface,
+				omitZero: strings.Contains(options, "omit"),
+			}
+			switch tag := f.Tag.Get("eventbus"); {
+			case tag == "":
+			case tag == "required":
+				field.required = true
+			case strings.HasPrefix(tag, "default=") && f.Type == reflect.TypeFor[*string]():
+				field.fallback = new(strings.TrimPrefix(tag, "default="))
+				field.nullable = false
+			default:
+				return nil, fmt.Errorf("field %s: tag eventbus:%q is not required, or default=TEXT on a *string", f.Name, tag)
+			}
+			s.fields = append(s.fields, field)
+		}
+	default:
+		return nil, fmt.Errorf("%s is neither a struct nor a map with string keys", t)
+	}
+	schemas.Store(t, s)
+	return s, nil
+}
+
+// PayloadAs decodes the payload of an event into the struct of its type, with
+// the defaults of the schema filled in:
+//
+//	msg, err := eventbus.PayloadAs[eventbus.AgentMessagePayload](ev)
+//
+// Fields that the struct does not have are ignored. The error is a
+// [*ValidationError] that names every missing or malformed field, or "type"
+// when the event is of another type than P's.
+func PayloadAs[P Payload](ev Event) (P, error) {
+	var payload P
+	s, err := schemaOf(reflect.TypeFor[P]())
+	if err != nil {
+		return payload, fmt.Errorf("eventbus: payload of %s: %w", ev.Type, err)
+	}
+	if want := payload.EventType(); ev.Type != want {
+		return payload, invalid("payload of "+string(want), "type", "is %s", excerpt(string(ev.Type)))
+	}
+	p := problems{subject: "payload of " + string(ev.Type)}
+	raw := ev.Payload
+	if len(raw) == 0 {
+		raw = json.RawMessage("{}")
+	}
+	if err := checkObject(raw); err != nil {
+		p.add("payload", "%s", err)
+		return payload, p.err()
+	}
+	if p.fields = s.decode(raw, reflect.ValueOf(&payload).Elem()); len(p.fields) > 0 {
+		var zero P
+		return zero, p.err()
+	}
+	return payload, nil
+}
+
+// check tells what is wrong with a payload that checkObject has passed.
+func (s *schema) check(raw []byte) []FieldError {
+	if len(raw) == 0 {
+		raw = []byte("{}")
+	}
+	return s.decode(raw, reflect.New(s.typ).Elem())
+}
+
+// decode fills a payload from JSON that checkObject has passed.
+func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
+	if s.custom || len(s.fields) == 0 {
+		if err := json.Unmarshal(raw, into.Addr().Interface()); err != nil {
+			return []FieldError{{"payload", jsonProblem(err)}}
+		}
+		return nil
+	}
+	members := make(map[string][]byte, len(s.fields))
+	eachMember(raw, func(name string, value []byte) { members[name] = value })
+	var p problems
+	for i := range s.fields {
+		f := &s.fields[i]
+		value, ok := members[f.name]
+		switch {
+		case !ok && f.required:
+			p.add(f.name, "is required")
+		case !ok && f.fallback != nil:
+			into.FieldByIndex(f.index).Set(reflect.ValueOf(new(*f.fallback)))
+		case !ok:
+		case string(value) == "null" && !f.nullable:
+			p.add(f.name, "is null")
+		default:
+			if err := json.Unmarshal(value, into.FieldByIndex(f.index).Addr().Interface()); err != nil {
+				p.add(f.name, "%s", jsonProblem(err))
+			}
+		}
+	}
+	return p.fields
+}
+
+// jsonProblem words an error of encoding/json without the value that caused it.
+func jsonProblem(err error) string {
+	if t, ok := err.(*json.UnmarshalTypeError); ok {
+		where := ""
+		if t.Field != "" {
+			where = " at " + t.Field
+		}
+		kind, _, _ := strings.Cut(t.Value, " ") // "number 12" has the value in it
+		return fmt.Sprintf("is a %s%s, not a %s", kind, where, t.Type)
+	}
+	return "is malformed"
+}
+
+// encodePayload gives the JSON of a payload, every field present.
+func encodePayload(payload Payload) (json.RawMessage, error) {
+	v := reflect.ValueOf(payload)
+	for v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil, invalid("payload", "payload", "is nil")
+		}
+		v = v.Elem()
+	}
+	s, err := schemaOf(v.Type())
+	if err != nil {
+		return nil, fmt.Errorf("eventbus: payload of %s: %w", payload.EventType(), err)
+	}
+	p := problems{subject: "payload of " + string(payload.EventType())}
+	if s.custom || len(s.fields) == 0 {
+		raw := s.encodeWhole(v, &p)
+		return raw, p.err()
+	}
+	b := []byte{'{'}
+	for i := range s.fields {
+		f := &s.fields[i]
+		fv := v.FieldByIndex(f.index)
+		if f.omitZero && fv.IsZero() {
+			continue
+		}
+		if f.required && fv.IsZero() && (f.typ == uuidType || fv.Kind() == reflect.Map) {
+			p.add(f.name, "is required")
+			continue
+		}
+		before := len(p.fields)
+		checkValue(fv, f.name, 0, p.add)
+		if len(p.fields) > before {
+			continue
+		}
+		value, err := f.encode(fv)
+		if err != nil {
+			p.add(f.name, "cannot be written as JSON")
+			continue
+		}
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = appendString(b, f.name)
+		b = append(b, ':')
+		b = append(b, value...)
+	}
+	return append(b, '}'), p.err()
+}
+
+func (f *schemaField) encode(v reflect.Value) ([]byte, error) {
+	switch v.Kind() {
+	case reflect.Slice:
+		if v.IsNil() {
+			return []byte("[]"), nil
+		}
+	case reflect.Map:
+		if v.IsNil() {
+			return []byte("{}"), nil
+		}
+	case reflect.Pointer:
+		if v.IsNil() && f.fallback != nil {
+			return appendString(nil, *f.fallback), nil
+		}
+	}
+	return marshal(v.Interface())
+}
+
+// encodeWhole writes a map, or a type that has its own way to JSON.
+func (s *schema) encodeWhole(v reflect.Value, p *problems) json.RawMessage {
+	checkValue(v, "payload", 0, p.add)
+	if len(p.fields) > 0 {
+		return nil
+	}
+	if v.Kind() == reflect.Map && v.IsNil() {
+		return json.RawMessage("{}")
+	}
+	raw, err := marshal(v.Interface())
+	if err != nil {
+		p.add("payload", "cannot be written as JSON")
+		return nil
+	}
+	if err := checkObject(raw); err != nil {
+		p.add("payload", "%s", err)
+	}
+	return raw
+}
+
+// maxDepth is how deep a payload's values may nest; a value that holds itself
+// ends here instead of in a stack overflow.
+const maxDepth = 1000
+
+// checkValue reports what JSON cannot carry: NaN, infinities and text that is
+// not UTF-8, which encoding/json would replace without a word.
+func checkValue(v reflect.Value, path string, depth int, report func(path, format string, args ...any)) {
+	if depth > maxDepth {
+		report(path, "nests deeper than %d", maxDepth)
+		return
+	}
+	switch v.Kind() {
+	case reflect.Float32, reflect.Float64:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			report(path, "is not a finite number")
+		}
+	case reflect.String:
+		if !utf8.ValidString(v.String()) {
+			report(path, "%s", errNotUTF8)
+		}
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			checkValue(v.Elem(), path, depth+1, report)
+		}
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !json.Valid(raw)) {
+				report(path, "%s", errNotJSON)
+			}
+			return
+		}
+		for i := range v.Len() {
+			checkValue(v.Index(i), path+"["+strconv.Itoa(i)+"]", depth+1, report)
+		}
+	case reflect.Map:
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		for _, k := range keys {
+			if k.Kind() == reflect.String && !utf8.ValidString(k.String()) {
+				report(path, "has a key that %s", errNotUTF8)
+				continue
+			}
+			checkValue(v.MapIndex(k), path+"."+fmt.Sprint(k), depth+1, report)
+		}
+	case reflect.Struct:
+		for _, f := range reflect.VisibleFields(v.Type()) {
+			if f.IsExported() && !f.Anonymous && len(f.Index) == 1 {
+				checkValue(v.FieldByIndex(f.Index), path+"."+f.Name, depth+1, report)
+			}
+		}
+	}
+}
+
+// Types returns the registered types in alphabetical order.
+func Types() []Type {
+	registry.RLock()
+	defer registry.RUnlock()
+	return slices.Sorted(maps.Keys(registry.byType))
+}

@@ -1,0 +1,473 @@
+package eventbus
+
+import (
+	"slices"
+	"sort"
+	"sync"
+	"time"
+)
+
+// A tail holds the newest events of one channel, encoded once, in a bounded ring
+// of segments that all readers of the channel share. A reader has no queue: it
+// comes with a place and is given what follows it.
+//
+// The feed fills the tail, from the channel while nothing is in doubt and from
+// the log otherwise. What is in a tail is contiguous: where the log itself is
+// not, the tail starts anew and its readers find out in the log what they miss.
+type tail struct {
+	channel Channel
+	name    string // as Redis knows it
+	age     time.Duration
+	onBad   func(error) // told of what cannot be read
+	pages   pages       // older entries, read from the log
+
+	mu       sync.Mutex // guards following
+	enc      encoder
+	segments []*segment // oldest first
+	first    uint64     // ordinal of the oldest entry
+	next     uint64     // ordinal that the next entry will have
+	run      uint64     // raised when the tail starts anew: ordinals from before mean nothing
+	foreign  uint64     // how many foreign events the tail has had
+	bytes    int        // of all segments
+	last     Position   // the tail is complete up to here
+	expires  int64      // Redis time at which the log is dropped if nothing follows last, 0 unknown
+	ready    bool       // last is known
+	opened   chan struct{}
+	waiting  []*place // readers to wake when there is something new
+
+	// A tail in doubt takes nothing from the channel until it has been filled:
+	// what comes meanwhile is held back.
+	doubt    bool
+	since    time.Time // when the doubt began
+	broken   bool      // the doubt came from the connection, not from an event
+	held     []Event
+	overflow bool // more came than can be held
+
+	readers   int
+	idleSince time.Time
+}
+
+// The ring of a tail is bounded in events and bytes; what is held back, too.
+const (
+	tailEvents = 4096
+	tailBytes  = 2 << 20
+	heldEvents = 512
+)
+
+// A waiter is how a reader is woken: by a tail that has something new.
+type waiter struct{ woken chan struct{} }
+
+func newWaiter() *waiter { return &waiter{make(chan struct{}, 1)} }
+
+func (w *waiter) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default: // it has not slept since it was woken last
+	}
+}
+
+func newTail(c Channel, name string, age time.Duration, onBad func(error)) *tail {
+	return &tail{
+		channel: c, name: name, age: age, onBad: onBad,
+		enc:    newEncoder(c, name),
+		opened: make(chan struct{}),
+		doubt:  true, broken: true, since: time.Now(),
+	}
+}
+
+// offer takes what came on the channel. It is false when the event does not
+// follow what the tail has: then the tail is in doubt and wants to be filled.
+func (t *tail) offer(ev Event) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ev.Position.IsZero() {
+		if t.ready { // before that there is nobody to hear it
+			t.addLocked(ev, "")
+			t.wakeLocked()
+		}
+		return true
+	}
+	ev.Position.mark = fingerprint(ev.ID)
+	if t.doubt {
+		t.holdLocked(ev)
+		return true // a fill is under way already
+	}
+	if ev.Position.follows(t.last) {
+		t.addLocked(ev, "")
+		t.wakeLocked()
+		return true
+	}
+	if t.hasLocked(ev.Position) {
+		return true
+	}
+	t.doubtLocked(false)
+	t.holdLocked(ev)
+	return false
+}
+
+// question puts the tail in doubt because of the connection.
+func (t *tail) question() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.doubtLocked(true)
+}
+
+func (t *tail) doubtLocked(broken bool) {
+	if !t.doubt {
+		t.doubt, t.since = true, time.Now()
+	}
+	t.broken = t.broken || broken
+}
+
+func (t *tail) holdLocked(ev Event) {
+	if len(t.held) >= heldEvents {
+		t.overflow = true
+		return
+	}
+	t.held = append(t.held, ev)
+}
+
+// want is what a fill should read: the page behind the tail's end, or for a new
+// tail only where the log ends.
+func (t *tail) want() readRequest {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := readRequest{name: t.name, from: t.last, count: pageEvents}
+	if !t.ready {
+		r.count = 0
+	}
+	return r
+}
+
+// fill takes a page that was read as want had asked for it. While connected says
+// that the channel is listened to, a fill that leaves no hole ends the doubt.
+// It is false when another fill is needed.
+func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ready && asked.from != t.last {
+		return !t.doubt // the tail has moved on since: the page is out of date
+	}
+	next, run := t.next, t.run
+	defer func() {
+		if t.next != next || t.run != run {
+			t.wakeLocked()
+		}
+	}()
+	switch {
+	case !t.ready:
+		t.last, t.ready = page.head(), true
+		close(t.opened)
+	case t.expiredLocked(page):
+		// Dropped in its time, with every event delivered: nothing is missing.
+		t.last = Position{epoch: t.expires, seq: noLog}
+		t.takeLocked(page)
+	default:
+		t.takeLocked(page)
+	}
+	t.expires = page.expires
+	if !t.doubt || !connected {
+		return !t.doubt
+	}
+	held, whole := t.held, !t.overflow
+	t.held, t.overflow = nil, false
+	for _, ev := range held {
+		switch {
+		case ev.Position.follows(t.last):
+			t.addLocked(ev, "")
+		case ev.Position.epoch != t.last.epoch && t.last.seq != noLog:
+			// It claims a place in another log than this channel has: somebody
+			// passes on an event that was published elsewhere.
+			ev.Position = Position{}
+			t.addLocked(ev, "")
+		case ev.Position.seq > t.last.seq:
+			whole = false
+		}
+	}
+	if whole {
+		t.doubt, t.broken = false, false
+	}
+	return whole
+}
+
+// expiredLocked tells whether the log that the tail ends in was dropped because
+// nothing had followed for the time of its retention.
+func (t *tail) expiredLocked(page *logPage) bool {
+	if t.broken || t.expires == 0 || t.last.seq == noLog || page.last.epoch == t.last.epoch {
+		return false
+	}
+	until := page.now
+	if !page.last.IsZero() {
+		until = page.last.epoch
+	}
+	return until >= t.expires
+}
+
+// takeLocked appends what the page has behind the tail's end. Where something is
+// missing there, or more than a page, the tail starts anew at the log's end.
+func (t *tail) takeLocked(page *logPage) {
+	start, gap := page.resume(t.last, t.age)
+	entries := page.after(start)
+	complete := page.last.IsZero() || start.same(page.last) ||
+		len(entries) > 0 && entries[len(entries)-1].pos.same(page.last)
+	if gap != "" || !complete {
+		t.segments, t.first, t.bytes = nil, t.next, 0
+		t.run++
+		t.pages.clear()
+		t.last = page.head()
+		return
+	}
+	if start.seq <= 0 {
+		t.last = start // keeps the time at which there was no log up to date
+	}
+	for _, e := range entries {
+		t.addLoggedLocked(e)
+	}
+}
+
+func (t *tail) addLoggedLocked(e logEntry) {
+	ev, err := decode(e.event)
+	if err != nil {
+		t.onBad(err)
+		t.enc.skip(t.roomLocked(), e.pos)
+		t.last = e.pos
+		t.next++
+		return
+	}
+	ev.Position = e.pos
+	t.addLocked(ev, e.also)
+}
+
+func (t *tail) addLocked(ev Event, also string) {
+	pos := ev.Position
+	if pos.IsZero() {
+		pos = t.last
+		t.foreign++
+	}
+	s := t.roomLocked()
+	before := len(s.buf)
+	if !t.enc.add(s, ev, pos, also) {
+		s = t.growLocked(cap(s.buf) * 2)
+		before = 0
+		t.enc.add(s, ev, pos, also)
+	}
+	t.bytes += len(s.buf) - before
+	t.last = pos
+	t.next++
+	t.trimLocked()
+}
+
+// roomLocked is the newest segment.
+func (t *tail) roomLocked() *segment {
+	if len(t.segments) == 0 {
+		return t.growLocked(leastSegmentBytes)
+	}
+	return t.segments[len(t.segments)-1]
+}
+
+func (t *tail) growLocked(bytes int) *segment {
+	s := &segment{first: t.next, before: t.last, buf: make([]byte, 0, min(max(bytes, leastSegmentBytes), mostSegmentBytes))}
+	t.segments = append(t.segments, s)
+	return s
+}
+
+// trimLocked drops the oldest segments of a ring that is full.
+func (t *tail) trimLocked() {
+	for len(t.segments) > 1 && (t.bytes > tailBytes || t.next-t.first > tailEvents) {
+		t.bytes -= len(t.segments[0].buf)
+		t.segments = slices.Delete(t.segments, 0, 1)
+		t.first = t.segments[0].first
+	}
+}
+
+// hasLocked tells whether the tail is past pos and, as far as it still holds the
+// event there, that it is the same one.
+func (t *tail) hasLocked(pos Position) bool {
+	if pos.epoch != t.last.epoch || pos.seq > t.last.seq {
+		return false
+	}
+	_, at, found := t.findLocked(pos)
+	return !found || at.same(pos)
+}
+
+// findLocked gives the ordinal behind the entry at pos, and what stands there,
+// which can have another fingerprint.
+func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
+	for i := len(t.segments) - 1; i >= 0; i-- {
+		s := t.segments[i]
+		n := sort.Search(len(s.entries), func(n int) bool {
+			p := s.entries[n].pos
+			return p.epoch > pos.epoch || p.epoch == pos.epoch && p.seq >= pos.seq
+		})
+		if n < len(s.entries) && s.entries[n].pos.epoch == pos.epoch && s.entries[n].pos.seq == pos.seq && !s.entries[n].foreign() {
+			return s.first + uint64(n) + 1, s.entries[n].pos, true
+		}
+		if s.before.epoch == pos.epoch && s.before.seq == pos.seq {
+			return s.first, s.before, true
+		}
+		if s.before.epoch == pos.epoch && s.before.seq < pos.seq {
+			break
+		}
+	}
+	return 0, Position{}, false
+}
+
+// A place is where a reader stands in a tail. The position alone would do; the
+// rest saves the search, and covers foreign events, which have no position.
+type place struct {
+	pos      Position
+	attached bool   // the following are of use
+	run      uint64 // the tail's, when it attached
+	ord      uint64 // ordinal of the entry to read next
+	foreign  uint64 // how many foreign events the tail had had by then
+	met      bool   // foreign counts
+
+	// The log ends at pos, as far as a read could tell that was begun when the
+	// tail was at tailRun and tailNext: there is nothing to do but wait.
+	atEnd             bool
+	tailRun, tailNext uint64
+
+	waiter *waiter // woken when the tail has something new
+	asleep int     // 1 + index in tail.waiting, 0 for not in it; guarded by the tail's lock
+}
+
+// A glance is the answer of a tail to a reader: entries that follow its place;
+// or nothing, when it is at the end; or that it must read the log.
+type glance struct {
+	view
+	behind  bool // the tail does not reach back to the place
+	skipped bool // foreign events went by between the place and here
+}
+
+// look gives what follows the place. A reader that is not attached is attached
+// where the tail holds its position, but not before ordinal from. When there is
+// nothing new, its waiter will be woken once there is.
+func (t *tail) look(p *place, from uint64) glance {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.attached && (p.run != t.run || p.ord < t.first) {
+		p.attached = false
+	}
+	var g glance
+	if !p.attached {
+		var ok bool
+		if g.skipped, ok = t.attachLocked(p, from); !ok {
+			if p.atEnd && p.tailRun == t.run && p.tailNext == t.next {
+				t.sleepLocked(p) // what is in the log comes here soon
+			} else {
+				g.behind = true
+			}
+			p.atEnd, p.tailRun, p.tailNext = false, t.run, t.next
+			return g
+		}
+	}
+	if p.ord == t.next {
+		p.pos = t.last // the same place, or a fresher word for "no log yet"
+		t.sleepLocked(p)
+		return g
+	}
+	i := len(t.segments) - 1
+	for t.segments[i].first > p.ord {
+		i--
+	}
+	s := t.segments[i]
+	g.view = s.from(int(p.ord - s.first))
+	return g
+}
+
+func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
+	ord, at := t.next, t.last
+	if !p.pos.same(t.last) && (p.pos.seq != noLog || t.last.seq != noLog) {
+		if ord, at, ok = t.findLocked(p.pos); !ok || !at.same(p.pos) || ord < from {
+			return false, false
+		}
+	}
+	foreign := t.foreign
+	for i := len(t.segments) - 1; i >= 0 && t.segments[i].first+uint64(len(t.segments[i].entries)) > ord; i-- {
+		s := t.segments[i]
+		for n := range s.entries {
+			if s.first+uint64(n) >= ord && s.entries[n].foreign() {
+				foreign--
+			}
+		}
+	}
+	skipped = p.met && foreign > p.foreign
+	p.attached, p.run, p.ord = true, t.run, ord
+	p.foreign, p.met = foreign, true
+	return skipped, true
+}
+
+// advance moves a place over entries that look has given.
+func (p *place) advance(entries []entry) {
+	for i := range entries {
+		if entries[i].foreign() {
+			p.foreign++
+		}
+	}
+	p.pos = entries[len(entries)-1].pos
+	if p.attached {
+		p.ord += uint64(len(entries))
+	}
+}
+
+func (t *tail) sleepLocked(p *place) {
+	if p.asleep == 0 {
+		t.waiting = append(t.waiting, p)
+		p.asleep = len(t.waiting)
+	}
+}
+
+func (t *tail) wakeLocked() {
+	for i, p := range t.waiting {
+		p.asleep = 0
+		p.waiter.wake()
+		t.waiting[i] = nil
+	}
+	t.waiting = t.waiting[:0]
+}
+
+// forget takes a reader that goes away out of the list of those to be woken.
+func (t *tail) forget(p *place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.asleep == 0 {
+		return
+	}
+	n := len(t.waiting) - 1
+	t.waiting[p.asleep-1] = t.waiting[n]
+	t.waiting[p.asleep-1].asleep = p.asleep
+	t.waiting[n] = nil
+	t.waiting = t.waiting[:n]
+	p.asleep = 0
+}
+
+// locate gives the position of the logged event with this id, if the tail has it.
+func (t *tail) locate(id string) (Position, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.segments {
+		for i := range s.entries {
+			if e := &s.entries[i]; e.event != nil && e.event.ID == id && !e.foreign() {
+				return e.pos, true
+			}
+		}
+	}
+	return Position{}, false
+}
+
+// end is where the tail ends, and the ordinal there.
+func (t *tail) end() (Position, uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last, t.next
+}
+
+// stale tells for how long the tail has been in doubt, 0 when it is not.
+func (t *tail) stale(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.doubt {
+		return 0
+	}
+	return now.Sub(t.since)
+}
