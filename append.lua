@@ -13,7 +13,10 @@
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
 --          marker  number of the event's marker among KEYS, or ''
---          also    other channels that the event was appended to before, or ''
+--          also    where an earlier call has appended the event, or ''
+--       An event that goes to several logs comes several times, one behind the
+--       other; every entry but the first notes in its field 'also' where those
+--       before it are: '<channel>@<position>', with blanks between.
 -- reply one string for each event: '+<position>' appended, '=<position>' was
 --       there already, '~<error>' appended but not published, '!<error>' not
 --       appended
@@ -96,13 +99,14 @@ local function find(log, id, look, since)
   end
 end
 
-local replies = {}
+local replies, previous, also = {}, nil, ''
 for a = 4 + logs * 4, #ARGV, 3 do
   local log, event, how = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
-  local there, marker, also = nil, nil, ''
+  local there, marker = nil, nil
+  if event ~= previous then previous, also = event, '' end
   if how ~= '' then
-    local id, look, since, m, others = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
-    also = others
+    local id, look, since, m, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
+    if also == '' then also = before end
     if m ~= '' then
       marker = KEYS[tonumber(m)]
       there = redis.call('GET', marker) or nil
@@ -126,6 +130,7 @@ for a = 4 + logs * 4, #ARGV, 3 do
       reply = '!' .. err
     end
   end
+  if there then also = also .. (also == '' and '' or ' ') .. channel(log) .. '@' .. there end
   if marker and there then redis.call('SET', marker, there, 'PX', markerTTL) end
   replies[#replies + 1] = reply
 end

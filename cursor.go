@@ -126,26 +126,52 @@ func (c *Cursor) UnmarshalText(text []byte) error {
 	return err
 }
 
+// A hole is a stretch of a log, behind one position and up to another, that a
+// subscription passes over: what was there before it began, or a gap. A zero after
+// stands for everything before upto.
+type hole struct{ after, upto Position }
+
+// has tells whether the event at p is in the hole.
+func (h hole) has(p Position) bool {
+	behind := h.after.epoch == p.epoch && p.seq > h.after.seq
+	if p.epoch == h.upto.epoch {
+		return p.seq <= h.upto.seq && (behind || h.after.epoch != p.epoch)
+	}
+	return behind || h.after.IsZero()
+}
+
 // The bytes of a cursor, before base64url:
 //
-//	version and salt   1   0xE0 + salt
+//	version and salt    1   0xE0 + salt
+//	number of channels  1
 //	for each channel:
-//	  hash             3   FNV-1a of the salt and the channel's name
-//	  fingerprint      2
-//	  seq + 1              uvarint; 0 is noLog
-//	  epoch                of the first channel a uvarint, then the zigzag
-//	                       varint of the difference to the one before
+//	  hash              3   FNV-1a of the salt and the channel's name
+//	  fingerprint       2
+//	  seq + 1               uvarint; 0 is noLog
+//	  epoch                 of the first channel a uvarint, then the zigzag
+//	                        varint of the difference to the one before
+//	for each hole that other channels have yet to come past (see reader.pass):
+//	  channel           1   its number, from 0
+//	  upto                  seq + 1 as a uvarint, and the difference of its
+//	                        epoch to the channel's as a varint
+//	  after                 seq + 1 as a uvarint, and the difference of its
+//	                        epoch to upto's as a varint
 //
 // The salt, 0 to 15, is the least with which the channels' hashes differ.
 const (
 	cursorVersion   = 0xE0
 	maxCursorLength = 1024 // characters; 40 channels with the longest numbers fit
+
+	// Holes are rare and soon gone. They are left out where the text would grow
+	// beyond what a browser sends across origins without asking first.
+	shortCursor = 96 // bytes, which are 128 characters
 )
 
 // A cursorEntry is the position of one channel in a cursor.
 type cursorEntry struct {
-	hash uint32
-	pos  Position
+	hash  uint32
+	pos   Position
+	holes []hole
 }
 
 // A cursorKey encodes the cursors of a fixed list of channels. It is immutable.
@@ -176,10 +202,11 @@ func channelHash(salt byte, name string) uint32 {
 	return (sum ^ sum>>24) & 0xFFFFFF
 }
 
-// append encodes the cursor in which the i-th channel stands at position(i).
-func (k cursorKey) append(b []byte, position func(i int) Position) []byte {
+// append encodes the cursor in which the i-th channel stands at position(i), and
+// has passed over holes[i].
+func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]hole) []byte {
 	var raw [256]byte
-	out := append(raw[:0], cursorVersion|k.salt)
+	out := append(raw[:0], cursorVersion|k.salt, byte(len(k.hashes)))
 	var epoch int64
 	for i, hash := range k.hashes {
 		p := position(i)
@@ -193,76 +220,129 @@ func (k cursorKey) append(b []byte, position func(i int) Position) []byte {
 		}
 		epoch = p.epoch
 	}
+	limit := max(shortCursor, len(out)+len(out)/2)
+	if len(k.hashes) <= 6 {
+		limit = shortCursor
+	}
+	for i := range holes {
+		for _, h := range holes[i] {
+			short := len(out)
+			out = append(out, byte(i))
+			out = binary.AppendUvarint(out, uint64(h.upto.seq+1))
+			out = binary.AppendVarint(out, h.upto.epoch-position(i).epoch)
+			out = binary.AppendUvarint(out, uint64(h.after.seq+1))
+			out = binary.AppendVarint(out, h.after.epoch-h.upto.epoch)
+			if len(out) > limit {
+				out = out[:short]
+			}
+		}
+	}
 	return base64.RawURLEncoding.AppendEncode(b, out)
 }
 
 var errCursor = errors.New("eventbus: not a cursor")
+
+// A cursorReader takes numbers off the bytes of a cursor; the first that is not
+// there, or out of bounds, sets bad.
+type cursorReader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *cursorReader) bytes(n int) []byte {
+	if len(r.b) < n {
+		r.b, r.bad = nil, true
+		return make([]byte, n)
+	}
+	taken := r.b[:n]
+	r.b = r.b[n:]
+	return taken
+}
+
+// seq reads a seq, epoch an epoch that is written as the difference to another.
+func (r *cursorReader) seq() int64 {
+	v, n := binary.Uvarint(r.b)
+	r.bytes(max(n, 0))
+	r.bad = r.bad || n <= 0 || v > maxSeq+1
+	return int64(v) - 1
+}
+
+func (r *cursorReader) epoch(base int64) int64 {
+	v, n := binary.Varint(r.b)
+	r.bytes(max(n, 0))
+	epoch := base + v
+	r.bad = r.bad || n <= 0 || v > maxEpoch || v < -maxEpoch || epoch < 0 || epoch > maxEpoch
+	return epoch
+}
+
+func (r *cursorReader) firstEpoch() int64 {
+	v, n := binary.Uvarint(r.b)
+	r.bytes(max(n, 0))
+	r.bad = r.bad || n <= 0 || v > maxEpoch
+	return int64(v)
+}
 
 func decodeCursor(s string) ([]cursorEntry, error) {
 	if len(s) > maxCursorLength {
 		return nil, errCursor
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) < 2 || b[0]&0xF0 != cursorVersion {
+	if err != nil || len(b) < 2 || b[0]&0xF0 != cursorVersion || b[1] == 0 {
 		return nil, errCursor
 	}
-	b = b[1:]
-	var entries []cursorEntry
-	var epoch int64
-	for len(b) > 0 {
-		if len(b) < 7 {
-			return nil, errCursor
-		}
-		var e cursorEntry
-		e.hash = uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])
-		e.pos.mark = binary.BigEndian.Uint16(b[3:])
-		seq, n := binary.Uvarint(b[5:])
-		if n <= 0 || seq > maxSeq+1 {
-			return nil, errCursor
-		}
-		b = b[5+n:]
-		e.pos.seq = int64(seq) - 1
-		var delta int64
-		if entries == nil {
-			var first uint64
-			first, n = binary.Uvarint(b)
-			delta = int64(min(first, maxEpoch+1))
+	entries := make([]cursorEntry, b[1])
+	r := cursorReader{b: b[2:]}
+	for i := range entries {
+		e := &entries[i]
+		h := r.bytes(3)
+		e.hash = uint32(h[0])<<16 | uint32(h[1])<<8 | uint32(h[2])
+		e.pos.mark = binary.BigEndian.Uint16(r.bytes(2))
+		e.pos.seq = r.seq()
+		if i == 0 {
+			e.pos.epoch = r.firstEpoch()
 		} else {
-			delta, n = binary.Varint(b)
+			e.pos.epoch = r.epoch(entries[i-1].pos.epoch)
 		}
-		if n <= 0 || delta > maxEpoch || delta < -maxEpoch {
+		if r.bad {
 			return nil, errCursor
 		}
-		b = b[n:]
-		epoch += delta
-		if epoch < 0 || epoch > maxEpoch {
+	}
+	for len(r.b) > 0 {
+		i := int(r.bytes(1)[0])
+		if i >= len(entries) {
 			return nil, errCursor
 		}
-		e.pos.epoch = epoch
-		entries = append(entries, e)
+		var h hole
+		h.upto.seq = r.seq()
+		h.upto.epoch = r.epoch(entries[i].pos.epoch)
+		h.after.seq = r.seq()
+		h.after.epoch = r.epoch(h.upto.epoch)
+		if r.bad || len(entries[i].holes) == maxHoles {
+			return nil, errCursor
+		}
+		entries[i].holes = append(entries[i].holes, h)
 	}
 	return entries, nil
 }
 
-// positions gives the cursor's position of each channel; ok is false for a
-// channel that the cursor says nothing of.
-func (c Cursor) positions(names []string) (pos []Position, ok []bool, err error) {
-	pos, ok = make([]Position, len(names)), make([]bool, len(names))
+// entries gives what the cursor says of each channel, nil where it says nothing.
+func (c Cursor) entries(names []string) ([]*cursorEntry, error) {
+	found := make([]*cursorEntry, len(names))
 	if c.IsZero() {
-		return pos, ok, nil
+		return found, nil
 	}
 	entries, err := decodeCursor(c.text)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	raw, _ := base64.RawURLEncoding.DecodeString(c.text[:2])
+	salt, _ := base64.RawURLEncoding.DecodeString(c.text[:2])
 	for i, name := range names {
-		hash := channelHash(raw[0]&0x0F, name)
-		for _, e := range entries {
-			if e.hash == hash {
-				pos[i], ok[i] = e.pos, true
+		hash := channelHash(salt[0]&0x0F, name)
+		for j := range entries {
+			if entries[j].hash == hash {
+				found[i] = &entries[j]
 			}
 		}
 	}
-	return pos, ok, nil
+	return found, nil
 }

@@ -31,6 +31,7 @@ type feed struct {
 
 	changed chan struct{} // unsent has something
 	doubts  chan struct{} // doubtful has something
+	prior   []note        // where the event that came last has come on; used by receive alone
 	heard   atomic.Int64  // when the connection last brought anything, UnixNano
 	failing atomic.Pointer[error]
 }
@@ -239,6 +240,29 @@ func (f *feed) confirm(name string) {
 	signal(f.doubts)
 }
 
+// A note says that an event is in the log of a channel. Messages of one event on
+// several channels come one behind the other, as one script has published them: so
+// the feed knows of an event what its log entries have in writing.
+type note struct {
+	id   string
+	name string
+	pos  Position
+}
+
+// notes gives what is known of an event that now comes on a channel.
+func (f *feed) notes(ev *Event, name string) string {
+	also := ""
+	if len(f.prior) > 0 && f.prior[0].id == ev.ID {
+		for _, n := range f.prior {
+			also += " " + n.name + "@" + n.pos.String()
+		}
+	} else {
+		f.prior = f.prior[:0]
+	}
+	f.prior = append(f.prior, note{ev.ID, name, ev.Position})
+	return also
+}
+
 // deliver offers a message to its tail.
 func (f *feed) deliver(name, payload string) {
 	f.mu.RLock()
@@ -255,7 +279,11 @@ func (f *feed) deliver(name, payload string) {
 		f.bus.unreadable(err)
 		return
 	}
-	if !t.offer(ev) {
+	also := ""
+	if !ev.Position.IsZero() {
+		also = f.notes(&ev, name)
+	}
+	if !t.offer(ev, also) {
 		f.mu.Lock()
 		f.doubtful[t] = true
 		f.mu.Unlock()

@@ -174,7 +174,7 @@ type record struct {
 	kind  ChannelKind
 	event []byte // its JSON without cursor
 	id    string
-	also  string // other channels that have it by then, with blanks between
+	also  string // where an earlier call has appended it, as in append.lua
 
 	idempotent bool // look for a marker, and leave one
 	look       int  // search that many of the newest entries for the id

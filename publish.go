@@ -57,8 +57,8 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 		return Receipt{}, err
 	}
 	channels := distinct(append([]Channel{ProjectChannel(ev.ProjectID)}, opts.Channels...))
-	for i, c := range channels {
-		if err := c.check(fmt.Sprintf("channels[%d]", i-1)); err != nil {
+	for i, c := range opts.Channels {
+		if err := c.check(fmt.Sprintf("channels[%d]", i)); err != nil {
 			return Receipt{}, err
 		}
 	}
@@ -75,15 +75,8 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 	defer b.leave()
 
 	p := publication{bus: b, id: ev.ID, again: b.doubted.take(ev.ID)}
-	var others []string
-	for i, c := range channels {
+	for _, c := range channels {
 		r := record{name: b.log.name(c), kind: c.Kind(), event: data, id: ev.ID, idempotent: opts.Idempotent}
-		if !b.log.perChannel {
-			r.also = strings.Join(others, " ")
-		}
-		if i > 0 {
-			others = append(others, r.name)
-		}
 		r.since = b.log.head(r.name)
 		switch {
 		case p.again:
@@ -130,8 +123,9 @@ func (p *publication) names() []string {
 	return names
 }
 
-// run appends all records, trying again what may succeed later. The project's
-// log comes first: readers rely on an event being there if it is anywhere.
+// run appends all records, trying again what may succeed later. Where channels
+// need calls of their own the project's comes first, so that the others' entries
+// can note where it is.
 func (p *publication) run(ctx context.Context) error {
 	p.results = make([]appended, len(p.records))
 	if !p.bus.log.perChannel {
@@ -141,6 +135,17 @@ func (p *publication) run(ctx context.Context) error {
 		return err
 	}
 	return p.attempt(ctx, 1, len(p.records))
+}
+
+// notes says where earlier calls have appended the event, for the i-th record.
+func (p *publication) notes(i int) string {
+	var notes []string
+	for j := range i {
+		if r := &p.results[j]; r.err == nil && !r.pos.IsZero() {
+			notes = append(notes, p.records[j].name+"@"+r.pos.String())
+		}
+	}
+	return strings.Join(notes, " ")
 }
 
 // attempt appends the records from to until, exclusive.
@@ -153,6 +158,7 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 	for attempts := 1; ; attempts++ {
 		records := make([]record, len(pending))
 		for n, i := range pending {
+			p.records[i].also = p.notes(i)
 			records[n] = p.records[i]
 		}
 		results, err := p.bus.commits.do(ctx, p.bus, records)

@@ -18,13 +18,18 @@ if info.err then
   if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', ''} end
   return info
 end
-local last, first, id = '', '', ''
+local last, oldest, newest = '', nil, nil
 for i = 1, #info, 2 do
   if info[i] == 'last-generated-id' then last = info[i + 1] end
-  if info[i] == 'first-entry' and info[i + 1] then first = info[i + 1][1] end
-  if info[i] == 'last-entry' and info[i + 1] and info[i + 1][1] == last then
-    id = string.match(info[i + 1][2][2] or '', '^{"id":"([^"\\]*)"') or ''
-  end
+  if info[i] == 'first-entry' then oldest = info[i + 1] end
+  if info[i] == 'last-entry' then newest = info[i + 1] end
+end
+-- miniredis does not tell the entries.
+oldest = oldest or redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+newest = newest or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local first, id = oldest and oldest[1] or '', ''
+if newest and newest[1] == last then
+  id = string.match(newest[2][2] or '', '^{"id":"([^"\\]*)"') or ''
 end
 local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

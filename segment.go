@@ -6,7 +6,7 @@ import "slices"
 type entry struct {
 	pos   Position // where a reader stands who has taken it
 	event *Event   // nil for a log entry that could not be read: it is passed over
-	also  string   // channels whose logs got the event before this one's, as in append.lua
+	also  string   // where the event was appended before, as in append.lua
 
 	// The frame of the event is buf[start:end] of its segment, and what follows
 	// its id field begins at body.

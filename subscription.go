@@ -149,17 +149,70 @@ type reader struct {
 	key    cursorKey
 	waiter *waiter
 	gaps   []*GapError // to be told before anything else
+	holes  int         // of all lanes
 	seen   recent
 }
 
 // A lane is a reader's way through one channel.
 type lane struct {
-	tail   *tail
-	place  place
-	from   uint64   // ordinal in the tail from which a reader of several channels takes its entries
-	opened Position // where the tail ended when the reader began
-	fresh  bool     // began at that end, while other lanes resume
-	view   view     // entries to take next
+	tail  *tail
+	place place
+	view  view   // entries to take next
+	from  uint64 // ordinal in the tail before which a reader of several channels reads the log
+
+	// What the lane passes over, though it is before its position, while other
+	// lanes may have some of these events yet to come.
+	holes []passed
+}
+
+// A passed hole matters until the other lanes are where their logs ended when it
+// was passed: events behind that place are not in the hole.
+type passed struct {
+	hole
+	ends []Position // by lane
+}
+
+// maxHoles bounds what is remembered of a lane with gap after gap.
+const maxHoles = 8
+
+// pass notes that a lane passes over a hole. The other lanes go on in their logs:
+// there, and only there, it is noted where else an event is.
+func (r *reader) pass(l *lane, h hole) {
+	if len(r.lanes) == 1 {
+		return
+	}
+	p := passed{hole: h, ends: make([]Position, len(r.lanes))}
+	for i, m := range r.lanes {
+		p.ends[i], m.from = m.tail.end()
+		if m != l {
+			m.view, m.place.attached = view{}, false
+		}
+	}
+	if len(l.holes) == maxHoles {
+		l.holes = slices.Delete(l.holes, 0, 1)
+	}
+	l.holes = append(l.holes, p)
+	r.holes++
+}
+
+// forgetHoles drops those that all other lanes have come past.
+func (r *reader) forgetHoles() {
+	if r.holes == 0 {
+		return
+	}
+	r.holes = 0
+	for _, l := range r.lanes {
+		l.holes = slices.DeleteFunc(l.holes, func(p passed) bool {
+			for i, m := range r.lanes {
+				at, end := m.place.pos, p.ends[i]
+				if m != l && end.seq > 0 && (at.epoch < end.epoch || at.epoch == end.epoch && at.seq < end.seq) {
+					return false
+				}
+			}
+			return true
+		})
+		r.holes += len(l.holes)
+	}
 }
 
 // A step is what a reader comes upon: a gap, some entries of one lane, or neither
@@ -202,9 +255,8 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 		}
 	}
 	for _, l := range r.lanes {
-		l.opened, l.from = l.tail.end()
-		l.place.pos = l.opened
-		if head := b.log.head(l.tail.name); head.epoch == l.opened.epoch && head.seq > l.opened.seq {
+		l.place.pos, l.from = l.tail.end()
+		if head := b.log.head(l.tail.name); head.epoch == l.place.pos.epoch && head.seq > l.place.pos.seq {
 			l.place.pos = head // published by this process, on its way back
 		}
 	}
@@ -250,13 +302,22 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 	if after.IsZero() {
 		return nil
 	}
-	positions, covered, err := after.positions(names)
+	entries, err := after.entries(names)
 	if err != nil {
 		return err
 	}
-	for i, l := range r.lanes {
-		if l.fresh = !covered[i]; covered[i] {
-			l.place.pos = positions[i]
+	for i, e := range entries {
+		if e != nil {
+			r.lanes[i].place.pos = e.pos
+		}
+	}
+	for i, e := range entries {
+		if e == nil {
+			r.pass(r.lanes[i], hole{upto: r.lanes[i].place.pos})
+			continue
+		}
+		for _, h := range e.holes {
+			r.pass(r.lanes[i], h)
 		}
 	}
 	return nil
@@ -358,7 +419,7 @@ func (r *reader) step(ctx context.Context) (step, error) {
 				failed = err
 			}
 		}
-		if len(l.view.entries) > 0 && (best == nil || l.earlier(best)) {
+		if len(l.view.entries) > 0 && (best == nil || l.older(best)) {
 			best = l
 		}
 	}
@@ -367,7 +428,7 @@ func (r *reader) step(ctx context.Context) (step, error) {
 	}
 	v := best.view
 	if len(r.lanes) > 1 {
-		v.entries = v.entries[:1] // then again the earliest of all lanes
+		v.entries = v.entries[:1] // then it may be another lane's turn
 	}
 	return step{lane: best, view: v}, nil
 }
@@ -390,6 +451,9 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		}
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
+		if gap != "" || from.IsZero() && pos != from {
+			r.pass(l, hole{from, pos})
+		}
 		if gap != "" {
 			return &GapError{Channel: l.tail.channel, Reason: gap, From: from}, nil
 		}
@@ -400,8 +464,8 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 	}
 }
 
-// earlier tells whether the next event of l happened before that of m.
-func (l *lane) earlier(m *lane) bool {
+// older tells whether the next event of l happened before that of m.
+func (l *lane) older(m *lane) bool {
 	a, b := l.view.entries[0].event, m.view.entries[0].event
 	return a == nil || b != nil && a.Timestamp.Before(b.Timestamp)
 }
@@ -411,6 +475,7 @@ func (r *reader) take(st step, n int) {
 	l := st.lane
 	l.place.advance(l.view.entries[:n])
 	l.view.entries = l.view.entries[n:]
+	r.forgetHoles()
 }
 
 // wants tells whether an entry is to be delivered: not when its type is left
@@ -427,36 +492,30 @@ func (r *reader) wants(l *lane, e *entry) bool {
 	return len(r.types) == 0
 }
 
-// elsewhere tells whether the event of an entry is delivered from another lane.
-// Every bus appends an event to its project's log before any other, and notes
-// with it which other logs had it before; so for what is in the logs the answer
+// elsewhere tells whether the event of an entry is delivered from another lane:
+// from the first that it was appended to. Entries note where that was, so the answer
 // does not depend on what this reader remembers, and holds across a resume.
 func (r *reader) elsewhere(l *lane, e *entry) bool {
-	ev := e.event
 	if !e.foreign() {
-		project := ProjectChannel(ev.ProjectID)
-		if l.tail.channel == project {
-			return false
-		}
 		for _, m := range r.lanes {
-			if m == l || m.tail.channel != project && !mentions(e.also, m.tail.name) {
-				continue
-			}
-			// A lane that began now does not deliver what was there before.
-			if !m.fresh || e.pos.epoch != l.opened.epoch || e.pos.seq > l.opened.seq {
+			at, ok := noted(e.also, m.tail.name)
+			if ok && m != l && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }) {
 				return true
 			}
 		}
 	}
-	return r.seen.elsewhere(ev.ID, l)
+	return r.seen.elsewhere(e.event.ID, l)
 }
 
-// mentions tells whether a list with blanks between has the name.
-func mentions(list, name string) bool {
-	if list == "" {
-		return false
+// noted finds where the notes of an entry say that its event is in a channel.
+func noted(also, name string) (Position, bool) {
+	for note := range strings.FieldsSeq(also) {
+		if channel, at, _ := strings.Cut(note, "@"); channel == name {
+			pos, err := ParsePosition(at)
+			return pos, err == nil
+		}
 	}
-	return slices.Contains(strings.Fields(list), name)
+	return Position{}, false
 }
 
 // positions gives where the reader stands in each lane.
@@ -485,12 +544,21 @@ func (r *reader) refresh() {
 
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
-	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }))}
+	var holes [][]hole
+	if r.holes > 0 {
+		holes = make([][]hole, len(r.lanes))
+		for i, l := range r.lanes {
+			for _, p := range l.holes {
+				holes[i] = append(holes[i], p.hole)
+			}
+		}
+	}
+	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }, holes...))}
 }
 
 // A recent set remembers from which lane events were delivered last. It is for
-// what logs do not tell: events that come by the channel, where the note of the
-// log is missing, and foreign ones.
+// events without notes: foreign ones, and in a cluster those that came on the
+// channels of several nodes.
 type recent struct {
 	lanes map[string]*lane
 	order []string // a ring, oldest at next

@@ -40,11 +40,16 @@ type tail struct {
 	doubt    bool
 	since    time.Time // when the doubt began
 	broken   bool      // the doubt came from the connection, not from an event
-	held     []Event
+	held     []heldEvent
 	overflow bool // more came than can be held
 
 	readers   int
 	idleSince time.Time
+}
+
+type heldEvent struct {
+	Event
+	also string
 }
 
 // The ring of a tail is bounded in events and bytes; what is held back, too.
@@ -75,9 +80,9 @@ func newTail(c Channel, name string, age time.Duration, onBad func(error)) *tail
 	}
 }
 
-// offer takes what came on the channel. It is false when the event does not
+// offer takes what came on the channel, and where the feed saw it before. It is false when the event does not
 // follow what the tail has: then the tail is in doubt and wants to be filled.
-func (t *tail) offer(ev Event) bool {
+func (t *tail) offer(ev Event, also string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if ev.Position.IsZero() {
@@ -89,11 +94,11 @@ func (t *tail) offer(ev Event) bool {
 	}
 	ev.Position.mark = fingerprint(ev.ID)
 	if t.doubt {
-		t.holdLocked(ev)
+		t.holdLocked(heldEvent{ev, also})
 		return true // a fill is under way already
 	}
 	if ev.Position.follows(t.last) {
-		t.addLocked(ev, "")
+		t.addLocked(ev, also)
 		t.wakeLocked()
 		return true
 	}
@@ -101,7 +106,7 @@ func (t *tail) offer(ev Event) bool {
 		return true
 	}
 	t.doubtLocked(false)
-	t.holdLocked(ev)
+	t.holdLocked(heldEvent{ev, also})
 	return false
 }
 
@@ -119,7 +124,7 @@ func (t *tail) doubtLocked(broken bool) {
 	t.broken = t.broken || broken
 }
 
-func (t *tail) holdLocked(ev Event) {
+func (t *tail) holdLocked(ev heldEvent) {
 	if len(t.held) >= heldEvents {
 		t.overflow = true
 		return
@@ -174,12 +179,12 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 	for _, ev := range held {
 		switch {
 		case ev.Position.follows(t.last):
-			t.addLocked(ev, "")
+			t.addLocked(ev.Event, ev.also)
 		case ev.Position.epoch != t.last.epoch && t.last.seq != noLog:
 			// It claims a place in another log than this channel has: somebody
 			// passes on an event that was published elsewhere.
 			ev.Position = Position{}
-			t.addLocked(ev, "")
+			t.addLocked(ev.Event, "")
 		case ev.Position.seq > t.last.seq:
 			whole = false
 		}
