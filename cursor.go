@@ -283,7 +283,8 @@ func (r *cursorReader) firstEpoch() int64 {
 }
 
 func decodeCursor(s string) ([]cursorEntry, error) {
-	if len(s) > maxCursorLength {
+	// The decoder of the standard library passes over line breaks.
+	if len(s) > maxCursorLength || strings.ContainsAny(s, "\r\n") {
 		return nil, errCursor
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)

@@ -219,6 +219,12 @@ func (ev *Event) validate() error {
 			p.add("payload", "%s", err)
 			return p.err()
 		}
+		// Readers take no JSON that nests deeper than encoding/json does, and the
+		// event is one level more.
+		if len(ev.Payload) >= 10_000 && !json.Valid(ev.appendJSON(nil)) {
+			p.add("payload", "nests too deep")
+			return p.err()
+		}
 	}
 	if known {
 		for _, f := range s.check(ev.Payload) {

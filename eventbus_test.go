@@ -2,6 +2,7 @@ package eventbus_test
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -37,13 +38,15 @@ func TestSubscribersSeeWhatIsPublished(t *testing.T) {
 		start, err := bus.Cursor(ctx, channel)
 		require.NoError(t, err)
 		const n = 1000
-		go func() {
+		var publisher sync.WaitGroup
+		defer publisher.Wait()
+		publisher.Go(func() {
 			for i := range n {
 				if err := bus.Publish(ctx, message(t, project, fmt.Sprint(i))); err != nil {
 					t.Error(err)
 				}
 			}
-		}()
+		})
 		i := 0
 		for ev, err := range bus.SubscribeWith(ctx, eventbus.Subscription{Channels: []eventbus.Channel{channel}, After: start}) {
 			require.NoError(t, err)

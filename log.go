@@ -532,7 +532,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	switch text := err.Error(); {
 	case strings.Contains(text, "READONLY"):
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
-	case strings.Contains(text, "NOPERM"):
+	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
 		advice = "the ACL user needs EVAL, EVALSHA, XADD, XRANGE, XREVRANGE, XINFO, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
 			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):

@@ -66,8 +66,8 @@ func init() {
 // called before the first bus is made.
 func Register[P Payload]() error {
 	t := reflect.TypeFor[P]()
-	if t.Kind() == reflect.Pointer {
-		return fmt.Errorf("eventbus: register %s: take the struct, not a pointer to it", t)
+	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
+		return fmt.Errorf("eventbus: register %s: it must be the struct itself, not a pointer or an interface", t)
 	}
 	var zero P
 	return register(t, zero.EventType())

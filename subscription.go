@@ -255,7 +255,8 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 		}
 	}
 	for _, l := range r.lanes {
-		l.place.pos, l.from = l.tail.end()
+		l.tail.begin(&l.place)
+		_, l.from = l.tail.end()
 		if head := b.log.head(l.tail.name); head.epoch == l.place.pos.epoch && head.seq > l.place.pos.seq {
 			l.place.pos = head // published by this process, on its way back
 		}

@@ -205,7 +205,8 @@ func (t *tail) expiredLocked(page *logPage) bool {
 	if !page.last.IsZero() {
 		until = page.last.epoch
 	}
-	return until >= t.expires
+	slack := min(t.age/8, time.Second) // the times that a server tells are not exact
+	return until+slack.Milliseconds() >= t.expires
 }
 
 // takeLocked appends what the page has behind the tail's end. Where something is
@@ -324,8 +325,7 @@ type place struct {
 	attached bool   // the following are of use
 	run      uint64 // the tail's, when it attached
 	ord      uint64 // ordinal of the entry to read next
-	foreign  uint64 // how many foreign events the tail had had by then
-	met      bool   // foreign counts
+	foreign  uint64 // how many foreign events the tail had had when the reader began, and here
 
 	// The log ends at pos, as far as a read could tell that was begun when the
 	// tail was at tailRun and tailNext: there is nothing to do but wait.
@@ -396,9 +396,11 @@ func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 			}
 		}
 	}
-	skipped = p.met && foreign > p.foreign
-	p.attached, p.run, p.ord = true, t.run, ord
-	p.foreign, p.met = foreign, true
+	if foreign < p.foreign {
+		return false, false // foreign events from before the reader began are not replayed
+	}
+	skipped = foreign > p.foreign
+	p.attached, p.run, p.ord, p.foreign = true, t.run, ord, foreign
 	return skipped, true
 }
 
@@ -458,6 +460,13 @@ func (t *tail) locate(id string) (Position, bool) {
 		}
 	}
 	return Position{}, false
+}
+
+// begin puts a place at the tail's end.
+func (t *tail) begin(p *place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.pos, p.foreign = t.last, t.foreign
 }
 
 // end is where the tail ends, and the ordinal there.

@@ -43,7 +43,7 @@ func New() (*Redis, error) {
 
 // age lets keys expire, which miniredis leaves to its user.
 func (r *Redis) age() {
-	const step = 100 * time.Millisecond
+	const step = 25 * time.Millisecond
 	tick := time.NewTicker(step)
 	defer tick.Stop()
 	last := time.Now()

@@ -1,0 +1,603 @@
+package eventbus_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/syndarix/eventbus"
+)
+
+// A split client sends commands one way and subscribes another, so that a test can
+// break one of the two.
+type split struct {
+	eventbus.Client
+	feed *redis.Client
+}
+
+func (s split) Subscribe(ctx context.Context, channels ...string) *redis.PubSub {
+	return s.feed.Subscribe(ctx, channels...)
+}
+
+// A follower reads a subscription in the background and keeps what it is given.
+type follower struct {
+	t    testing.TB
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu     sync.Mutex
+	change chan struct{}
+	texts  []string
+	gaps   []*eventbus.GapError
+	cursor eventbus.Cursor
+}
+
+func follow(t testing.TB, bus *eventbus.Bus, sub eventbus.Subscription) *follower {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &follower{t: t, stop: cancel, done: make(chan struct{}), change: make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		for ev, err := range bus.SubscribeWith(ctx, sub) {
+			var gap *eventbus.GapError
+			f.mu.Lock()
+			switch {
+			case errors.As(err, &gap):
+				f.gaps = append(f.gaps, gap)
+				f.cursor = gap.Cursor
+			case err == nil:
+				f.texts = append(f.texts, text(t, ev))
+				f.cursor = ev.Cursor
+			}
+			close(f.change)
+			f.change = make(chan struct{})
+			f.mu.Unlock()
+		}
+	}()
+	t.Cleanup(f.end)
+	return f
+}
+
+func (f *follower) end() {
+	f.stop()
+	<-f.done
+}
+
+// until waits for a condition on what was seen.
+func (f *follower) until(what string, ok func(texts []string, gaps []*eventbus.GapError) bool) {
+	f.t.Helper()
+	late := time.After(time.Minute)
+	for {
+		f.mu.Lock()
+		met, change := ok(f.texts, f.gaps), f.change
+		texts, gaps := len(f.texts), f.gaps
+		f.mu.Unlock()
+		if met {
+			return
+		}
+		select {
+		case <-change:
+		case <-late:
+			f.t.Fatalf("waiting for %s: have %d events, gaps %v", what, texts, gaps)
+		}
+	}
+}
+
+func (f *follower) count(n int) {
+	f.t.Helper()
+	f.until(fmt.Sprint(n, " events"), func(texts []string, _ []*eventbus.GapError) bool { return len(texts) >= n })
+}
+
+// exactly checks that the follower saw these events, in order, and so many gaps.
+func (f *follower) exactly(want []string, gaps int) {
+	f.t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.Equal(f.t, want, f.texts)
+	require.Len(f.t, f.gaps, gaps)
+}
+
+// countTo gives the texts of numbered messages.
+func countTo(from, until int) (out []string) {
+	for i := from; i < until; i++ {
+		out = append(out, fmt.Sprint(i))
+	}
+	return out
+}
+
+// now is a subscription from the present on, however late it is begun.
+func now(t testing.TB, bus *eventbus.Bus, channels ...eventbus.Channel) eventbus.Subscription {
+	cursor, err := bus.Cursor(deadline(t), channels...)
+	require.NoError(t, err)
+	return eventbus.Subscription{Channels: channels, After: cursor}
+}
+
+func TestPublishWhoseReplyIsLostIsInTheLogOnce(t *testing.T) {
+	s := startRedis(t)
+	p := startProxy(t, s.addr)
+	bus, direct, ctx, project := newBus(t, p.client(t)), s.client(t), deadline(t), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+	var lost atomic.Int64
+	for i := 1; i < 20; i++ {
+		var once sync.Once
+		p.setOnReply(func(asked, got []byte) (pass bool) {
+			pass = true
+			if bytes.Contains(asked, []byte(channel.String())) && bytes.Contains(asked, []byte("evalsha")) && bytes.Contains(got, []byte("+")) {
+				once.Do(func() { pass = false; lost.Add(1) })
+			}
+			return pass
+		})
+		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i))))
+	}
+	require.Positive(t, lost.Load(), "the proxy cut nothing")
+	require.Positive(t, bus.Stats().Retries)
+	require.EqualValues(t, 20, direct.XLen(ctx, logKey(channel)).Val())
+}
+
+func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
+	s := startRedis(t)
+	p := startProxy(t, s.addr)
+	bus, direct, project := newBus(t, p.client(t)), s.client(t), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	ev := message(t, project, "once")
+	ctx, cancel := context.WithCancel(context.Background())
+	p.setOnReply(func(asked, got []byte) bool {
+		if bytes.Contains(asked, []byte(channel.String())) {
+			cancel() // it has run, and the caller does not learn of it
+			return false
+		}
+		return true
+	})
+	err := bus.Publish(ctx, ev)
+	var failed *eventbus.PublishError
+	require.ErrorAs(t, err, &failed)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, []eventbus.Channel{channel}, failed.Unknown)
+	p.setOnReply(nil)
+	require.NoError(t, bus.Publish(deadline(t), ev))
+	require.EqualValues(t, 1, direct.XLen(deadline(t), logKey(channel)).Val())
+}
+
+// TestBrokenConnectionsLoseNothing breaks the feed, the commands, or both, again
+// and again under load.
+func TestBrokenConnectionsLoseNothing(t *testing.T) {
+	for name, which := range map[string]struct{ feed, commands bool }{
+		"feed": {feed: true}, "commands": {commands: true}, "both": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startRedis(t)
+			feed, commands := startProxy(t, s.addr), startProxy(t, s.addr)
+			bus := newBus(t, split{commands.client(t), feed.client(t)}, eventbus.WithFreshness(time.Second))
+			publisher, project := newBus(t, s.client(t)), uuid.New()
+			channel := eventbus.ProjectChannel(project)
+			sub := now(t, publisher, channel)
+			var followers []*follower
+			for range 10 {
+				followers = append(followers, follow(t, bus, sub))
+			}
+			const n = 2000
+			for i := range n {
+				require.NoError(t, publisher.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
+				if i%200 == 100 {
+					if which.feed {
+						feed.cut()
+					}
+					if which.commands {
+						commands.cut()
+					}
+				}
+			}
+			for _, f := range followers {
+				f.count(n)
+				f.exactly(countTo(0, n), 0)
+			}
+		})
+	}
+}
+
+// TestFrozenFeedIsNoticed keeps the Pub/Sub connection open and silent: events come
+// from the log, and a new connection is made.
+func TestFrozenFeedIsNoticed(t *testing.T) {
+	s := startRedis(t)
+	p := startProxy(t, s.addr)
+	bus := newBus(t, split{s.client(t), p.client(t)}, eventbus.WithFreshness(500*time.Millisecond))
+	project := uuid.New()
+	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
+	require.NoError(t, bus.Publish(deadline(t), message(t, project, "0")))
+	f.count(1)
+	p.freeze()
+	for i := 1; i < 10; i++ {
+		require.NoError(t, bus.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
+		f.count(i + 1)
+	}
+	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, 10*time.Millisecond)
+	require.ErrorIs(t, bus.Health(), eventbus.ErrUnavailable)
+	p.thaw()
+	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, 10*time.Millisecond)
+	require.Positive(t, bus.Stats().Reconnects)
+	f.exactly(countTo(0, 10), 0)
+}
+
+func TestKilledRedisWithAppendOnlyFileLosesNothing(t *testing.T) {
+	s := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
+	bus, project := newBus(t, s.client(t), eventbus.WithFreshness(time.Second)), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	sub := now(t, bus, channel)
+	live := follow(t, bus, sub)
+	want := []string{}
+	for i := range 60 {
+		if i%20 == 10 {
+			s.kill()
+			go func() { s.start(t) }()
+		}
+		ev := message(t, project, fmt.Sprint(i))
+		for bus.Publish(deadline(t), ev) != nil { // as a caller would: the same event, until it is in
+		}
+		want = append(want, fmt.Sprint(i))
+	}
+	live.count(len(want))
+	live.exactly(want, 0)
+	resumed := follow(t, newBus(t, s.client(t)), sub)
+	resumed.count(len(want))
+	resumed.exactly(want, 0)
+}
+
+// TestLostLogIsOneGap loses the log in several ways: every reader, live or resuming,
+// is told of exactly one gap, and then gets everything that follows.
+func TestLostLogIsOneGap(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, s *server, rdb *redis.Client, key string){
+		"restart without persistence": func(t *testing.T, s *server, _ *redis.Client, _ string) { s.kill(); s.start(t) },
+		"FLUSHALL": func(t *testing.T, _ *server, rdb *redis.Client, _ string) {
+			require.NoError(t, rdb.FlushAll(deadline(t)).Err())
+		},
+		"DEL": func(t *testing.T, _ *server, rdb *redis.Client, key string) {
+			require.NoError(t, rdb.Del(deadline(t), key).Err())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startRedis(t)
+			rdb := s.client(t)
+			bus, project := newBus(t, rdb, eventbus.WithFreshness(time.Second)), uuid.New()
+			channel := eventbus.ProjectChannel(project)
+			var followers []*follower
+			sub := now(t, bus, channel)
+			for range 3 {
+				followers = append(followers, follow(t, bus, sub))
+			}
+			publish := func(from, until int) {
+				for _, n := range countTo(from, until) {
+					ev := message(t, project, n)
+					for bus.Publish(deadline(t), ev) != nil {
+					}
+				}
+			}
+			publish(0, 50)
+			for _, f := range followers {
+				f.count(50)
+			}
+			followers[2].end()
+			lose(t, s, rdb, logKey(channel))
+			publish(50, 100)
+			resume := eventbus.Subscription{Channels: []eventbus.Channel{channel}, After: followers[2].cursor}
+			followers[2] = follow(t, bus, resume)
+			followers = append(followers, follow(t, newBus(t, rdb), resume))
+			for i, f := range followers {
+				want := countTo(0, 100)
+				if i >= 2 {
+					want = countTo(50, 100)
+				}
+				f.count(len(want))
+				f.exactly(want, 1)
+				require.Equal(t, eventbus.GapLost, f.gaps[0].Reason)
+				require.Equal(t, channel, f.gaps[0].Channel)
+				require.False(t, f.gaps[0].From.IsZero())
+			}
+		})
+	}
+}
+
+// TestLogThatExpiresInItsTimeIsNoGap: a quiet channel whose log is dropped after its
+// retention has lost nothing that a live reader has not seen.
+func TestLogThatExpiresInItsTimeIsNoGap(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus := newBus(t, rdb, eventbus.WithRetention(eventbus.Retention{Events: 100, Age: 300 * time.Millisecond}),
+			eventbus.WithFreshness(200*time.Millisecond))
+		project := uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		f := follow(t, bus, now(t, bus, channel))
+		for i := range 3 {
+			require.NoError(t, bus.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
+			f.count(i + 1)
+			require.Eventually(t, func() bool { return rdb.Exists(deadline(t), logKey(channel)).Val() == 0 }, time.Minute, 5*time.Millisecond)
+		}
+		f.exactly(countTo(0, 3), 0)
+	})
+}
+
+// TestForeignEventsAreHeardLive publishes as the Python services do.
+func TestForeignEventsAreHeardLive(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		f := follow(t, bus, now(t, bus, channel))
+		require.NoError(t, bus.Publish(ctx, message(t, project, "logged")))
+		f.count(1) // it listens
+		raw, err := message(t, project, "foreign").MarshalJSON()
+		require.NoError(t, err)
+		for _, junk := range []string{"", "junk", "[]", `{"id":"x"}`, strings.Repeat("[", 20000)} {
+			require.NoError(t, rdb.Publish(ctx, channel.String(), junk).Err())
+		}
+		require.NoError(t, rdb.Publish(ctx, channel.String(), raw).Err())
+		f.count(2)
+		require.NoError(t, bus.Publish(ctx, message(t, project, "logged too")))
+		f.count(3)
+		f.exactly([]string{"logged", "foreign", "logged too"}, 0)
+		require.EqualValues(t, 5, bus.Stats().Unreadable)
+		require.EqualValues(t, 2, rdb.XLen(ctx, logKey(channel)).Val())
+	})
+}
+
+// TestRelayedEventIsNoConfusion sends an event, cursor and all, on a channel whose
+// log does not have it, as a program would that passes on what it has heard.
+func TestRelayedEventIsNoConfusion(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		f := follow(t, bus, now(t, bus, channel))
+		require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+		f.count(1)
+		raw, err := message(t, project, "1").MarshalJSON()
+		require.NoError(t, err)
+		relayed := string(raw[:len(raw)-1]) + `,"cursor":"1700000000000-7"}`
+		require.NoError(t, rdb.Publish(ctx, channel.String(), relayed).Err())
+		f.count(2)
+		require.NoError(t, bus.Publish(ctx, message(t, project, "2")))
+		f.count(3)
+		f.exactly(countTo(0, 3), 0)
+	})
+}
+
+// TestSlowReaderReadsTheLogAndDelaysNobody lets a reader stop while more goes by
+// than any ring holds.
+func TestSlowReaderReadsTheLogAndDelaysNobody(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		sub := now(t, bus, channel)
+		const n = 6000
+		resume := make(chan struct{})
+		var slow []string
+		var reader sync.WaitGroup
+		reader.Go(func() {
+			for ev, err := range bus.SubscribeWith(ctx, sub) {
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if len(slow) == 0 {
+					<-resume
+				}
+				if slow = append(slow, text(t, ev)); len(slow) == n {
+					return
+				}
+			}
+		})
+		fast := follow(t, bus, sub)
+		var publishers sync.WaitGroup
+		for i := range n {
+			if i == 0 {
+				require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+				continue
+			}
+			publishers.Go(func() {
+				if err := bus.Publish(ctx, message(t, project, fmt.Sprint(i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		publishers.Wait()
+		fast.count(n)
+		close(resume)
+		reader.Wait()
+		fast.exactly(slow, 0)
+	})
+}
+
+// TestSlowReaderOfForeignEventsIsTold: what is in no log cannot be read again.
+func TestSlowReaderOfForeignEventsIsTold(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		sub := now(t, bus, channel)
+		require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+		seen, gaps := 0, 0
+		raw, err := message(t, project, "foreign").MarshalJSON()
+		require.NoError(t, err)
+		for ev, err := range bus.SubscribeWith(ctx, sub) {
+			var gap *eventbus.GapError
+			if errors.As(err, &gap) {
+				require.Equal(t, eventbus.GapUnlogged, gap.Reason)
+				gaps++
+				continue
+			}
+			require.NoError(t, err)
+			if text(t, ev) == "end" {
+				break
+			}
+			if seen++; seen == 1 {
+				pipe := rdb.Pipeline()
+				for range 6000 {
+					pipe.Publish(ctx, channel.String(), raw)
+				}
+				_, err := pipe.Exec(ctx)
+				require.NoError(t, err)
+				quick := follow(t, bus, now(t, bus, channel))
+				require.NoError(t, bus.Publish(ctx, message(t, project, "end")))
+				quick.count(1)
+			}
+		}
+		require.Equal(t, 1, gaps)
+	})
+}
+
+func TestTenThousandSubscribersShareOnePubSubConnection(t *testing.T) {
+	rdb := startRedis(t).client(t)
+	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	sub := now(t, bus, channel)
+	var readers sync.WaitGroup
+	const n = 10_000
+	for range n {
+		readers.Go(func() {
+			for ev, err := range bus.SubscribeWith(ctx, sub) {
+				if err != nil || text(t, ev) != "hello" {
+					t.Error(ev, err)
+				}
+				return
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return bus.Stats().Active == n }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, 1, strings.Count(rdb.Do(ctx, "CLIENT", "LIST", "TYPE", "PUBSUB").String(), "laddr="))
+	require.NoError(t, bus.Publish(ctx, message(t, project, "hello")))
+	readers.Wait()
+}
+
+// TestHerdCostsRedisLittle resumes many readers at different places at once, on a
+// process that has just started.
+func TestHerdCostsRedisLittle(t *testing.T) {
+	rdb := startRedis(t).client(t)
+	ctx, project := deadline(t), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	old := newBus(t, rdb)
+	const n, events = 2000, 2000
+	cursors := make([]eventbus.Cursor, events)
+	for i := range events {
+		r, err := old.PublishWith(ctx, message(t, project, fmt.Sprint(i)), eventbus.PublishOptions{})
+		require.NoError(t, err)
+		cursors[i] = r.Cursor
+	}
+	bus := newBus(t, rdb)
+	require.NoError(t, rdb.Do(ctx, "CONFIG", "RESETSTAT").Err())
+	var readers sync.WaitGroup
+	for i := range n {
+		readers.Go(func() {
+			from := i % (events - 1)
+			for ev, err := range bus.SubscribeWith(ctx, eventbus.Subscription{Channels: []eventbus.Channel{channel}, After: cursors[from]}) {
+				if from++; err != nil || text(t, ev) != fmt.Sprint(from) {
+					t.Error(ev, err)
+					return
+				}
+				if from == events-1 {
+					return
+				}
+			}
+		})
+	}
+	readers.Wait()
+	require.Less(t, commandCalls(t, rdb, "xrange"), 150)
+	require.Less(t, commandCalls(t, rdb, "evalsha")+commandCalls(t, rdb, "eval"), 40)
+}
+
+// commandCalls reads INFO commandstats.
+func commandCalls(t testing.TB, rdb *redis.Client, command string) (calls int) {
+	for line := range strings.Lines(rdb.Info(deadline(t), "commandstats").Val()) {
+		if rest, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
+			_, err := fmt.Sscanf(rest, "%d", &calls)
+			require.NoError(t, err)
+		}
+	}
+	return calls
+}
+
+// TestCloseAndCancelDoNotWaitForRedis freezes everything first.
+func TestCloseAndCancelDoNotWaitForRedis(t *testing.T) {
+	s := startRedis(t)
+	p := startProxy(t, s.addr)
+	bus, project := newBus(t, p.client(t)), uuid.New()
+	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
+	require.NoError(t, bus.Publish(deadline(t), message(t, project, "0")))
+	f.count(1)
+	p.freeze()
+	ctx, cancel := context.WithCancel(context.Background())
+	published := make(chan error, 1)
+	go func() { published <- bus.Publish(ctx, message(t, project, "1")) }()
+	cold := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{eventbus.UserChannel(uuid.New())}})
+	require.Eventually(t, func() bool { return bus.Stats().Active == 3 }, time.Minute, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-published, context.Canceled)
+	cold.end()
+	require.NoError(t, bus.Close())
+	<-f.done
+	p.thaw()
+}
+
+func TestShutdownDrains(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		sub := now(t, bus, channel)
+		for i := range 100 {
+			require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i))))
+		}
+		begun, go_ := make(chan struct{}), make(chan struct{})
+		seen, last := 0, error(nil)
+		var reader sync.WaitGroup
+		reader.Go(func() {
+			for _, err := range bus.SubscribeWith(ctx, sub) {
+				if seen == 0 {
+					close(begun)
+					<-go_
+				}
+				if last = err; err == nil {
+					seen++
+				}
+			}
+		})
+		<-begun
+		var ended sync.WaitGroup
+		ended.Go(func() {
+			if err := bus.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		require.Eventually(t, func() bool { return errors.Is(bus.Health(), eventbus.ErrClosed) }, time.Minute, time.Millisecond)
+		require.ErrorIs(t, bus.Publish(ctx, message(t, project, "late")), eventbus.ErrClosed)
+		close(go_)
+		reader.Wait()
+		ended.Wait()
+		require.Equal(t, 100, seen)
+		require.ErrorIs(t, last, eventbus.ErrClosed)
+	})
+}
+
+func TestShutdownIsBoundedByItsContext(t *testing.T) {
+	rdb := startRedis(t).client(t)
+	bus, project := newBus(t, rdb), uuid.New()
+	stuck, release := make(chan struct{}), make(chan struct{})
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for range bus.SubscribeWith(context.Background(), eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}, Oldest: true}) {
+			close(stuck)
+			<-release
+			return
+		}
+	})
+	require.NoError(t, bus.Publish(deadline(t), message(t, project, "x")))
+	<-stuck
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	require.ErrorIs(t, bus.Shutdown(ctx), context.Canceled)
+	close(release)
+	reader.Wait()
+}
