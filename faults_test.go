@@ -423,6 +423,8 @@ func TestSlowReaderOfForeignEventsIsTold(t *testing.T) {
 		seen, gaps := 0, 0
 		raw, err := message(t, project, "foreign").MarshalJSON()
 		require.NoError(t, err)
+		last, err := message(t, project, "last").MarshalJSON()
+		require.NoError(t, err)
 		for ev, err := range bus.SubscribeWith(ctx, sub) {
 			var gap *eventbus.GapError
 			if errors.As(err, &gap) {
@@ -435,15 +437,19 @@ func TestSlowReaderOfForeignEventsIsTold(t *testing.T) {
 				break
 			}
 			if seen++; seen == 1 {
+				quick := follow(t, bus, now(t, bus, channel))
+				require.Eventually(t, func() bool { return bus.Stats().Active == 2 }, time.Minute, time.Millisecond)
 				pipe := rdb.Pipeline()
 				for range 6000 {
 					pipe.Publish(ctx, channel.String(), raw)
 				}
+				pipe.Publish(ctx, channel.String(), last)
 				_, err := pipe.Exec(ctx)
 				require.NoError(t, err)
-				quick := follow(t, bus, now(t, bus, channel))
+				quick.until("the last foreign event", func(texts []string, gaps []*eventbus.GapError) bool {
+					return len(texts) > 0 && texts[len(texts)-1] == "last" || len(gaps) > 0
+				})
 				require.NoError(t, bus.Publish(ctx, message(t, project, "end")))
-				quick.count(1)
 			}
 		}
 		require.Equal(t, 1, gaps)
@@ -600,4 +606,55 @@ func TestShutdownIsBoundedByItsContext(t *testing.T) {
 	require.ErrorIs(t, bus.Shutdown(ctx), context.Canceled)
 	close(release)
 	reader.Wait()
+}
+
+// TestRefusedFeedIsServedFromTheLogs lets no Pub/Sub connection come about: events
+// come later, but they come.
+func TestRefusedFeedIsServedFromTheLogs(t *testing.T) {
+	s := startRedis(t)
+	p := startProxy(t, s.addr)
+	p.setRefuse(true)
+	bus := newBus(t, split{s.client(t), p.client(t)}, eventbus.WithFreshness(500*time.Millisecond))
+	project := uuid.New()
+	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
+	for i := range 5 {
+		require.NoError(t, bus.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
+		f.count(i + 1)
+	}
+	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, 10*time.Millisecond)
+	p.setRefuse(false)
+	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, 10*time.Millisecond)
+	f.exactly(countTo(0, 5), 0)
+}
+
+// TestForeignEventsAreNeverReplayed: a reader gets those from after it began, also on
+// a channel that has no others.
+func TestForeignEventsAreNeverReplayed(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		foreign := func(what string) {
+			raw, err := message(t, project, what).MarshalJSON()
+			require.NoError(t, err)
+			require.NoError(t, rdb.Publish(ctx, channel.String(), raw).Err())
+		}
+		first := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{channel}})
+		require.Eventually(t, func() bool { return rdb.PubSubNumSub(ctx, channel.String()).Val()[channel.String()] == 1 }, time.Minute, time.Millisecond)
+		require.Eventually(t, func() bool { foreign("0"); first.mu.Lock(); defer first.mu.Unlock(); return len(first.texts) > 0 },
+			time.Minute, 10*time.Millisecond) // it has begun
+		sub := now(t, bus, channel)
+		second := follow(t, bus, sub)
+		require.Eventually(t, func() bool { return bus.Stats().Active == 2 }, time.Minute, time.Millisecond)
+		require.NoError(t, bus.Publish(ctx, message(t, project, "1")))
+		second.count(1)
+		foreign("2")
+		require.NoError(t, bus.Publish(ctx, message(t, project, "3")))
+		second.count(3)
+		second.exactly(countTo(1, 4), 0)
+		third := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{channel}, After: sub.After})
+		third.count(2)
+		foreign("4")
+		third.count(3)
+		third.exactly([]string{"1", "3", "4"}, 0)
+	})
 }

@@ -308,7 +308,7 @@ func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
 		if n < len(s.entries) && s.entries[n].pos.epoch == pos.epoch && s.entries[n].pos.seq == pos.seq && !s.entries[n].foreign() {
 			return s.first + uint64(n) + 1, s.entries[n].pos, true
 		}
-		if s.before.epoch == pos.epoch && s.before.seq == pos.seq {
+		if s.before.epoch == pos.epoch && s.before.seq == pos.seq && i == 0 {
 			return s.first, s.before, true
 		}
 		if s.before.epoch == pos.epoch && s.before.seq < pos.seq {
@@ -380,28 +380,46 @@ func (t *tail) look(p *place, from uint64) glance {
 	return g
 }
 
+// attachLocked finds where in the ring a reader at p.pos goes on. Foreign events
+// have no position: of those next to it, the reader gets the ones from after it
+// began.
 func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
-	ord, at := t.next, t.last
-	if !p.pos.same(t.last) && (p.pos.seq != noLog || t.last.seq != noLog) {
-		if ord, at, ok = t.findLocked(p.pos); !ok || !at.same(p.pos) || ord < from {
+	ord, foreign := t.next, t.foreign
+	if p.pos.same(t.last) || p.pos.seq == noLog && t.last.seq == noLog {
+		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign() {
+			ord, foreign = ord-1, foreign-1
+		}
+	} else {
+		at, pos, found := t.findLocked(p.pos)
+		if !found || !pos.same(p.pos) {
 			return false, false
 		}
-	}
-	foreign := t.foreign
-	for i := len(t.segments) - 1; i >= 0 && t.segments[i].first+uint64(len(t.segments[i].entries)) > ord; i-- {
-		s := t.segments[i]
-		for n := range s.entries {
-			if s.first+uint64(n) >= ord && s.entries[n].foreign() {
+		for ; ord > at; ord-- {
+			if t.entryLocked(ord - 1).foreign() {
 				foreign--
 			}
 		}
+		for ; foreign < p.foreign; ord, foreign = ord+1, foreign+1 {
+			if !t.entryLocked(ord).foreign() {
+				return false, false // events from the log stand between: it is read there
+			}
+		}
 	}
-	if foreign < p.foreign {
-		return false, false // foreign events from before the reader began are not replayed
+	if ord < from {
+		return false, false
 	}
 	skipped = foreign > p.foreign
 	p.attached, p.run, p.ord, p.foreign = true, t.run, ord, foreign
 	return skipped, true
+}
+
+// entryLocked gives the entry with this ordinal, which is in the ring.
+func (t *tail) entryLocked(ord uint64) *entry {
+	i := len(t.segments) - 1
+	for t.segments[i].first > ord {
+		i--
+	}
+	return &t.segments[i].entries[ord-t.segments[i].first]
 }
 
 // advance moves a place over entries that look has given.

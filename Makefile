@@ -1,0 +1,27 @@
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME ?= 30s
+
+.PHONY: help test run bench fuzz
+
+help: ## lists the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+test: ## gets redis-server if need be, then checks and tests everything
+	@scripts/install-redis
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	go mod tidy -diff
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go test -race -timeout 10m ./...
+
+run: ## the dashboard, on an embedded Redis
+	go run ./examples/dashboard
+
+bench: ## benchmarks beside their baselines, against a real Redis
+	@scripts/install-redis
+	go test -run '^$$' -bench . -timeout 10m .
+
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@for target in $$(grep -rhoE '^func Fuzz[A-Za-z0-9]+' --include='*_test.go' . | sed 's/func //'); do \
+		echo "$$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
+	done
