@@ -89,11 +89,18 @@ func (c Channel) check(field string) error {
 	return nil
 }
 
-// parseUUID takes the 36-character form only: uuid.Parse also takes braces,
-// "urn:uuid:" and bare hex.
+// parseUUID takes the form with 36 characters, which is the one that is written.
 func parseUUID(s string) (uuid.UUID, error) {
 	if len(s) != 36 {
 		return uuid.Nil, errNotUUID
+	}
+	return uuid.Parse(s)
+}
+
+// readUUID also takes the other forms that the Python services read.
+func readUUID(s string) (uuid.UUID, error) {
+	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
+		return uuid.Nil, errNotUUID // uuid.Parse does not look at the braces
 	}
 	return uuid.Parse(s)
 }

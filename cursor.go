@@ -28,11 +28,18 @@ type Position struct {
 	mark uint16
 }
 
+// unknown is the position of a reader whose place cannot be told: a gap, and then
+// everything that there is.
+var unknown = Position{mark: 1}
+
 // noLog as the seq of a Position says that there was no log; its epoch is when.
 const noLog = -1
 
 // IsZero tells whether p is the zero Position.
 func (p Position) IsZero() bool { return p == Position{} }
+
+// whole tells whether everything that there is comes behind p.
+func (p Position) whole() bool { return p.IsZero() || p == unknown }
 
 // String returns the text form, "" for the zero Position.
 func (p Position) String() string {
@@ -145,7 +152,7 @@ func (h hole) has(p Position) bool {
 //	version and salt    1   0xE0 + salt
 //	number of channels  1
 //	for each channel:
-//	  hash              3   FNV-1a of the salt and the channel's name
+//	  hash              2   FNV-1a of the salt and the channel's name
 //	  fingerprint       2
 //	  seq + 1               uvarint; 0 is noLog
 //	  epoch                 of the first channel a uvarint, then the zigzag
@@ -199,7 +206,7 @@ func channelHash(salt byte, name string) uint32 {
 	h.Write([]byte{salt})
 	h.Write([]byte(name))
 	sum := h.Sum32()
-	return (sum ^ sum>>24) & 0xFFFFFF
+	return (sum ^ sum>>16) & 0xFFFF
 }
 
 // append encodes the cursor in which the i-th channel stands at position(i), and
@@ -210,7 +217,7 @@ func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]ho
 	var epoch int64
 	for i, hash := range k.hashes {
 		p := position(i)
-		out = append(out, byte(hash>>16), byte(hash>>8), byte(hash))
+		out = binary.BigEndian.AppendUint16(out, uint16(hash))
 		out = binary.BigEndian.AppendUint16(out, p.mark)
 		out = binary.AppendUvarint(out, uint64(p.seq+1))
 		if i == 0 {
@@ -220,9 +227,9 @@ func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]ho
 		}
 		epoch = p.epoch
 	}
-	limit := max(shortCursor, len(out)+len(out)/2)
-	if len(k.hashes) <= 6 {
-		limit = shortCursor
+	limit := shortCursor
+	if len(k.hashes) > 6 {
+		limit = maxCursorLength * 3 / 4
 	}
 	for i := range holes {
 		for _, h := range holes[i] {
@@ -295,8 +302,7 @@ func decodeCursor(s string) ([]cursorEntry, error) {
 	r := cursorReader{b: b[2:]}
 	for i := range entries {
 		e := &entries[i]
-		h := r.bytes(3)
-		e.hash = uint32(h[0])<<16 | uint32(h[1])<<8 | uint32(h[2])
+		e.hash = uint32(binary.BigEndian.Uint16(r.bytes(2)))
 		e.pos.mark = binary.BigEndian.Uint16(r.bytes(2))
 		e.pos.seq = r.seq()
 		if i == 0 {

@@ -49,9 +49,10 @@ const (
 const maxTypeLength = 128
 
 // wellFormed tells whether t is two or more words of letters, digits, "_" and
-// "-" with dots between: what readers accept, known or not.
+// "-" with dots between: what readers accept, known or not. The domain "stream" is
+// taken: in an event stream, stream.gap is what the bus itself has to say.
 func (t Type) wellFormed() bool {
-	if len(t) > maxTypeLength || strings.Count(string(t), ".") == 0 {
+	if len(t) > maxTypeLength || strings.Count(string(t), ".") == 0 || strings.HasPrefix(string(t), "stream.") {
 		return false
 	}
 	for word := range strings.SplitSeq(string(t), ".") {
@@ -150,7 +151,7 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 		ActorID:   actor.ID,
 		ActorType: actor.Type,
 	}
-	if payload == nil {
+	if isNil(payload) { // its method could not be called either
 		p.add("payload", "is required")
 		return Event{}, p.err()
 	}
@@ -372,13 +373,13 @@ func decodeEvent(data []byte) (Event, error) {
 	}
 	if s, ok := text("project_id", project); ok {
 		var err error
-		if ev.ProjectID, err = uuid.Parse(s); err != nil {
+		if ev.ProjectID, err = readUUID(s); err != nil {
 			p.add("project_id", "%s is not a UUID", excerpt(s))
 		}
 	}
 	if actor != nil && string(actor) != "null" {
 		if s, ok := text("actor_id", actor); ok {
-			u, err := uuid.Parse(s)
+			u, err := readUUID(s)
 			if err != nil {
 				p.add("actor_id", "%s is not a UUID", excerpt(s))
 			}
@@ -415,10 +416,16 @@ var timeLayouts = []string{
 	"2006-01-02 15:04:05",
 }
 
+var errYear = errors.New("the year is outside 1 to 9999")
+
 func parseTime(s string) (t time.Time, err error) {
 	for _, layout := range timeLayouts {
 		if t, err = time.Parse(layout, s); err == nil {
-			return t.UTC().Truncate(time.Microsecond), nil
+			t = t.UTC().Truncate(time.Microsecond)
+			if y := t.Year(); y < 1 || y > 9999 { // RFC 3339 has no way to write it
+				return time.Time{}, errYear
+			}
+			return t, nil
 		}
 	}
 	return time.Time{}, err

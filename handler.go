@@ -200,7 +200,9 @@ func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	streamHeader(w.Header())
-	_, _ = w.Write(append(appendRetry(nil, retry, 4*retry), '\n')) // it is going anyway
+	// No blank line: it would make the client take the last event id of this
+	// connection, which is none, for its own.
+	_, _ = w.Write(appendRetry(nil, retry, 4*retry)) // the client may have gone
 }
 
 // problem writes an error as application/problem+json (RFC 9457).

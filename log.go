@@ -331,6 +331,8 @@ func (p *logPage) resume(pos Position, age time.Duration) (Position, GapReason) 
 	switch {
 	case pos.IsZero():
 		return p.origin(), ""
+	case pos == unknown:
+		return p.origin(), GapUnknown
 	case pos.seq == noLog:
 		// A log may have come and gone since, but only if it had time to expire.
 		until := p.now

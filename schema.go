@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -107,16 +108,13 @@ func schemaOf(t reflect.Type) (*schema, error) {
 	switch {
 	case t.Kind() == reflect.Map && t.Key().Kind() == reflect.String:
 	case t.Kind() == reflect.Struct:
-		for _, f := range reflect.VisibleFields(t) {
-			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if !f.IsExported() || name == "-" || f.Anonymous && name == "" {
-				continue
+		for _, f := range jsonFields(t) {
+			if f.promoted && throughPointer(t, f.Index) {
+				return nil, fmt.Errorf("field %s: comes from an embedded pointer; embed the struct", f.Name)
 			}
-			if name == "" {
-				name = f.Name
-			}
+			_, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 			field := schemaField{
-				name:     name,
+				name:     f.json,
 				index:    f.Index,
 				typ:      f.Type,
 				nullable: f.Type.Kind() == reflect.Pointer || f.Type.Kind() == reflect.Interface,
@@ -139,6 +137,64 @@ func schemaOf(t reflect.Type) (*schema, error) {
 	}
 	schemas.Store(t, s)
 	return s, nil
+}
+
+// A jsonField is a field of a struct that encoding/json writes.
+type jsonField struct {
+	reflect.StructField        // its Index is that from the outermost struct
+	json                string // its name there
+	promoted            bool   // from an embedded struct
+}
+
+// jsonFields lists what encoding/json writes of a struct, in its order; of one
+// name, the least deep. outer are the structs that t is embedded in.
+func jsonFields(t reflect.Type, outer ...reflect.Type) []jsonField {
+	var fields []jsonField
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if f.Tag.Get("json") == "-" {
+			continue
+		}
+		embedded := f.Type
+		if embedded.Kind() == reflect.Pointer {
+			embedded = embedded.Elem()
+		}
+		if f.Anonymous && name == "" && embedded.Kind() == reflect.Struct {
+			if embedded == t || slices.Contains(outer, embedded) {
+				continue // what it has is there already, less deep
+			}
+			for _, inner := range jsonFields(embedded, append(outer, t)...) {
+				inner.Index = append([]int{i}, inner.Index...)
+				inner.promoted = true
+				fields = append(fields, inner)
+			}
+			continue
+		}
+		if !f.IsExported() {
+			continue
+		}
+		fields = append(fields, jsonField{f, cmp.Or(name, f.Name), false})
+	}
+	return slices.DeleteFunc(slices.Clone(fields), func(f jsonField) bool {
+		return slices.ContainsFunc(fields, func(g jsonField) bool { return g.json == f.json && len(g.Index) < len(f.Index) })
+	})
+}
+
+// throughPointer tells whether the way to a field leads through a pointer.
+func throughPointer(t reflect.Type, index []int) bool {
+	for _, i := range index[:len(index)-1] {
+		if t = t.Field(i).Type; t.Kind() == reflect.Pointer {
+			return true
+		}
+	}
+	return false
+}
+
+// isNil tells whether there is no payload, not even behind the interface.
+func isNil(payload Payload) bool {
+	v := reflect.ValueOf(payload)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 // PayloadAs decodes the payload of an event into the struct of its type, with
@@ -318,11 +374,13 @@ func (s *schema) encodeWhole(v reflect.Value, p *problems) json.RawMessage {
 const maxDepth = 1000
 
 // checkValue reports what JSON cannot carry: NaN, infinities and text that is
-// not UTF-8, which encoding/json would replace without a word.
-func checkValue(v reflect.Value, path string, depth int, report func(path, format string, args ...any)) {
+// not UTF-8, which encoding/json would replace without a word. It is false when
+// the value nests too deep: then the search has ended there, for a value that
+// holds itself twice has more paths than there is time.
+func checkValue(v reflect.Value, path string, depth int, report func(path, format string, args ...any)) bool {
 	if depth > maxDepth {
 		report(path, "nests deeper than %d", maxDepth)
-		return
+		return false
 	}
 	switch v.Kind() {
 	case reflect.Float32, reflect.Float64:
@@ -334,18 +392,18 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 			report(path, "%s", errNotUTF8)
 		}
 	case reflect.Pointer, reflect.Interface:
-		if !v.IsNil() {
-			checkValue(v.Elem(), path, depth+1, report)
-		}
+		return v.IsNil() || checkValue(v.Elem(), path, depth+1, report)
 	case reflect.Slice, reflect.Array:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !json.Valid(raw)) {
 				report(path, "%s", errNotJSON)
 			}
-			return
+			return true
 		}
 		for i := range v.Len() {
-			checkValue(v.Index(i), path+"["+strconv.Itoa(i)+"]", depth+1, report)
+			if !checkValue(v.Index(i), path+"["+strconv.Itoa(i)+"]", depth+1, report) {
+				return false
+			}
 		}
 	case reflect.Map:
 		keys := v.MapKeys()
@@ -355,15 +413,22 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 				report(path, "has a key that %s", errNotUTF8)
 				continue
 			}
-			checkValue(v.MapIndex(k), path+"."+fmt.Sprint(k), depth+1, report)
+			if !checkValue(v.MapIndex(k), path+"."+fmt.Sprint(k), depth+1, report) {
+				return false
+			}
 		}
 	case reflect.Struct:
-		for _, f := range reflect.VisibleFields(v.Type()) {
-			if f.IsExported() && !f.Anonymous && len(f.Index) == 1 {
-				checkValue(v.FieldByIndex(f.Index), path+"."+f.Name, depth+1, report)
+		for _, f := range jsonFields(v.Type()) {
+			field, err := v.FieldByIndexErr(f.Index)
+			if err != nil {
+				continue // behind an embedded nil pointer, so not written
+			}
+			if !checkValue(field, path+"."+f.json, depth+1, report) {
+				return false
 			}
 		}
 	}
+	return true
 }
 
 // Types returns the registered types in alphabetical order.

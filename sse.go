@@ -119,10 +119,20 @@ func (s *stream) frames(yield func(Frame) bool) {
 	if !yield(s.buf) {
 		return
 	}
-	timer := time.NewTimer(keepalive)
+	written := time.Now()
+	checked := written
+	due := func() time.Duration { // until there is something to do without an event
+		at := written.Add(keepalive)
+		if s.check != nil && checked.Add(keepalive).Before(at) {
+			at = checked.Add(keepalive)
+		}
+		if s.check != nil && !s.until.IsZero() && s.until.Before(at) {
+			at = s.until
+		}
+		return max(time.Until(at), time.Millisecond)
+	}
+	timer := time.NewTimer(due())
 	defer timer.Stop()
-	now := time.Now()
-	written, checked := now, now
 	for {
 		st, err := r.next(s.ctx, timer.C, false)
 		if err != nil {
@@ -134,7 +144,7 @@ func (s *stream) frames(yield func(Frame) bool) {
 			return
 		}
 		frame := s.render(st)
-		now = time.Now()
+		now := time.Now()
 		if s.check != nil && (now.Sub(checked) >= keepalive || !s.until.IsZero() && !now.Before(s.until)) {
 			var ok bool
 			if s.until, ok = s.check(); !ok {
@@ -152,14 +162,7 @@ func (s *stream) frames(yield func(Frame) bool) {
 			written = time.Now()
 		}
 		if st.timeout || len(frame) > 0 {
-			due := written.Add(keepalive)
-			if s.check != nil && checked.Add(keepalive).Before(due) {
-				due = checked.Add(keepalive)
-			}
-			if !s.until.IsZero() && s.until.Before(due) {
-				due = s.until
-			}
-			timer.Reset(max(time.Until(due), time.Millisecond))
+			timer.Reset(due())
 		}
 	}
 }

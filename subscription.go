@@ -148,8 +148,8 @@ type reader struct {
 	types  []string
 	key    cursorKey
 	waiter *waiter
-	gaps   []*GapError // to be told before anything else
-	holes  int         // of all lanes
+	holes  int // of all lanes
+	passed int // how often a lane has passed over one
 	seen   recent
 }
 
@@ -193,6 +193,7 @@ func (r *reader) pass(l *lane, h hole) {
 	}
 	l.holes = append(l.holes, p)
 	r.holes++
+	r.passed++
 }
 
 // forgetHoles drops those that all other lanes have come past.
@@ -295,7 +296,7 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 			return nil
 		default:
 			for _, l := range r.lanes {
-				r.unknown(l)
+				l.place.pos = unknown
 			}
 			return nil
 		}
@@ -339,16 +340,10 @@ func (r *reader) startAtEvent(ctx context.Context, id string) error {
 		case ok:
 			l.place.pos = pos
 		default:
-			r.unknown(l)
+			l.place.pos = unknown
 		}
 	}
 	return nil
-}
-
-// unknown begins a lane at the oldest event, with a gap.
-func (r *reader) unknown(l *lane) {
-	l.place.pos = Position{}
-	r.gaps = append(r.gaps, &GapError{Channel: l.tail.channel, Reason: GapUnknown})
 }
 
 func (r *reader) close() {
@@ -399,29 +394,25 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 
 // step looks once what there is. With nothing, the waiter is set.
 func (r *reader) step(ctx context.Context) (step, error) {
-	if len(r.gaps) > 0 {
-		gap := r.gaps[0]
-		r.gaps = r.gaps[1:]
-		gap.Cursor = r.cursor()
-		r.bus.stats.gaps.Add(1)
-		return step{gap: gap}, nil
-	}
 	var best *lane
 	var failed error
-	for _, l := range r.lanes {
-		if len(l.view.entries) == 0 {
-			gap, err := r.load(ctx, l)
-			if gap != nil {
-				gap.Cursor = r.cursor()
-				r.bus.stats.gaps.Add(1)
-				return step{gap: gap}, nil
+	for passed := -1; passed != r.passed; { // passing over a hole sends other lanes back
+		passed, best, failed = r.passed, nil, nil
+		for _, l := range r.lanes {
+			if len(l.view.entries) == 0 {
+				gap, err := r.load(ctx, l)
+				if gap != nil {
+					gap.Cursor = r.cursor()
+					r.bus.stats.gaps.Add(1)
+					return step{gap: gap}, nil
+				}
+				if err != nil {
+					failed = err
+				}
 			}
-			if err != nil {
-				failed = err
+			if len(l.view.entries) > 0 && (best == nil || len(best.view.entries) == 0 || l.older(best)) {
+				best = l
 			}
-		}
-		if len(l.view.entries) > 0 && (best == nil || l.older(best)) {
-			best = l
 		}
 	}
 	if best == nil {
@@ -452,6 +443,9 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		}
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
+		if from == unknown {
+			from = Position{}
+		}
 		if gap != "" || from.IsZero() && pos != from {
 			r.pass(l, hole{from, pos})
 		}
