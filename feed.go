@@ -284,10 +284,7 @@ func (f *feed) deliver(name, payload string) {
 		also = f.notes(&ev, name)
 	}
 	if !t.offer(ev, also) {
-		f.mu.Lock()
-		f.doubtful[t] = true
-		f.mu.Unlock()
-		signal(f.doubts)
+		f.wantFill(t)
 	}
 }
 
@@ -309,41 +306,65 @@ func (f *feed) mend(ctx context.Context) {
 	freshness := f.bus.options.freshness
 	care := time.NewTicker(freshness / 10)
 	defer care.Stop()
+	compare := time.NewTicker(freshness * 2 / 5)
+	defer compare.Stop()
 	var retry backoff
-	for n := 1; ; n++ {
+	var failed []*tail
+	var again <-chan time.Time
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-f.doubts:
-		case <-care.C:
-			f.dropCold(time.Now())
-			if n%4 == 0 {
-				f.compare(ctx)
-			}
-			f.mu.Lock()
-			for _, t := range f.tail {
-				if t.stale(time.Now()) > 0 {
-					f.doubtful[t] = true
-				}
-			}
-			f.mu.Unlock()
+		case <-again:
+			again = nil
+			f.wantFill(failed...)
+			failed = nil
+		case now := <-care.C:
+			f.dropCold(now)
+			f.wantFill(f.tails(func(t *tail) bool { return t.stale(now) > 0 })...)
+		case <-compare.C:
+			// What a connection that looks alive has not brought is in the logs.
+			failed = append(failed, f.fill(ctx, f.tails(func(t *tail) bool { return t.readers > 0 }))...)
 		}
 		for {
 			tails := f.takeDoubtful()
 			if len(tails) == 0 {
 				break
 			}
-			if f.fill(ctx, tails) {
-				retry = backoff{}
-				continue
-			}
-			select {
-			case <-retry.after():
-			case <-ctx.Done():
-				return
-			}
+			failed = append(failed, f.fill(ctx, tails)...)
+		}
+		if len(failed) == 0 {
+			retry = backoff{}
+		} else if again == nil {
+			again = retry.after()
 		}
 	}
+}
+
+// tails gives those that a condition holds for.
+func (f *feed) tails(is func(*tail) bool) (tails []*tail) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, t := range f.tail {
+		if is(t) {
+			tails = append(tails, t)
+		}
+	}
+	return tails
+}
+
+// wantFill notes tails that are to be filled.
+func (f *feed) wantFill(tails ...*tail) {
+	if len(tails) == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, t := range tails {
+		f.doubtful[t] = true
+	}
+	signal(f.doubts)
 }
 
 func (f *feed) takeDoubtful() []*tail {
@@ -359,55 +380,42 @@ func (f *feed) takeDoubtful() []*tail {
 	return tails
 }
 
-// fill brings tails up to their logs' ends. It is false when Redis did not answer.
-func (f *feed) fill(ctx context.Context, tails []*tail) bool {
-	ok := true
+// fill brings tails up to their logs' ends, and gives back those whose log could not
+// be read.
+func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
 	for batch := range slices.Chunk(tails, fillBatch) {
 		if ctx.Err() != nil {
-			return false
+			return nil
 		}
 		requests := make([]readRequest, len(batch))
-		connected := make([]bool, len(batch))
-		f.mu.RLock()
+		listened := make([]bool, len(batch))
 		for i, t := range batch {
-			connected[i] = f.confirmed[t.name]
-		}
-		f.mu.RUnlock()
-		for i, t := range batch {
+			listened[i] = f.listens(t)
 			requests[i] = t.want()
 		}
 		pages, errs := f.log.readMany(ctx, requests)
 		f.bus.stats.fills.Add(int64(len(batch)))
 		for i, t := range batch {
-			f.mu.RLock()
-			connected[i] = connected[i] && f.confirmed[t.name]
-			f.mu.RUnlock()
 			if errs[i] != nil {
 				f.bus.warn("filling from a log failed; trying again", errs[i])
-				ok = false
-			} else if t.fill(requests[i], pages[i], connected[i]) || !connected[i] {
-				continue // whole, or waiting for the connection
+				failed = append(failed, t)
+				continue
 			}
-			f.mu.Lock()
-			f.doubtful[t] = true
-			f.mu.Unlock()
+			// The read counts as whole only if the channel was listened to all along.
+			listened := listened[i] && f.listens(t)
+			if !t.fill(requests[i], pages[i], listened) && listened {
+				f.wantFill(t)
+			}
 		}
 	}
-	return ok
+	return failed
 }
 
-// compare reads the logs of tails that are not in doubt, to find what a
-// connection that looks alive has not brought.
-func (f *feed) compare(ctx context.Context) {
+// listens tells whether Redis has confirmed the subscription to the tail's channel.
+func (f *feed) listens(t *tail) bool {
 	f.mu.RLock()
-	var tails []*tail
-	for _, t := range f.tail {
-		if t.readers > 0 && !f.doubtful[t] {
-			tails = append(tails, t)
-		}
-	}
-	f.mu.RUnlock()
-	f.fill(ctx, tails)
+	defer f.mu.RUnlock()
+	return f.confirmed[t.name]
 }
 
 // dropCold forgets tails that nobody has read for a while.
