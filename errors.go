@@ -29,9 +29,9 @@ var (
 type FieldError struct {
 	// Field is the path of the field as it is named in JSON, such as
 	// "actor_type" or "payload.agent_instance_id".
-	Field string
+	Field string `json:"field"`
 	// Problem completes the sentence that Field begins: "is required".
-	Problem string
+	Problem string `json:"detail"`
 }
 
 // Error returns the field and its problem as one sentence.

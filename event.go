@@ -188,8 +188,10 @@ func payloadPath(field string) string {
 	return "payload." + field
 }
 
-// validate checks an event that is to be published, its payload included.
-func (ev *Event) validate() error {
+// Validate tells whether [Bus.Publish] would take the event, but for its size: every
+// field is there and well-formed, the type is registered, and the payload has what
+// its struct requires. The error is a [*ValidationError] that names every bad field.
+func (ev *Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
 		p.add("id", "is required")

@@ -28,6 +28,7 @@ type Bus struct {
 	cancel   context.CancelFunc
 	draining chan struct{} // closed when Shutdown or Close begins
 	over     chan struct{} // closed when all goroutines of the bus have ended
+	waited   chan struct{} // closed when the first Close returns
 
 	mu     sync.Mutex // guards following
 	drains bool
@@ -65,6 +66,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
 		over:      make(chan struct{}),
+		waited:    make(chan struct{}),
 		empty:     make(chan struct{}),
 	}
 	b.log.retention = b.options.keep
@@ -72,12 +74,14 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	b.commits = commits{log: b.log, wake: make(chan struct{}, commitWorkers)}
 	b.feed = newFeed(b)
 
+	ctx, cancel := context.WithTimeout(b.ctx, checkTimeout)
+	defer cancel()
 	probed := make(chan error, 1)
-	go func() { probed <- b.log.probe(b.ctx) }()
+	go func() { probed <- b.log.probe(ctx) }()
 	var err error
 	select {
 	case err = <-probed:
-	case <-time.After(checkTimeout):
+	case <-time.After(checkTimeout + time.Second): // a command on the wire does not heed the context
 		err = fmt.Errorf("%w: no answer within %s", ErrUnavailable, checkTimeout)
 	}
 	if err != nil {
@@ -189,12 +193,15 @@ func (b *Bus) Close() error {
 	b.closed = true
 	b.mu.Unlock()
 	b.cancel()
-	if first {
-		go func() {
-			b.wg.Wait()
-			close(b.over)
-		}()
+	if !first {
+		<-b.waited
+		return nil
 	}
+	defer close(b.waited)
+	go func() {
+		b.wg.Wait()
+		close(b.over)
+	}()
 	select {
 	case <-b.over:
 	case <-time.After(closeWait):

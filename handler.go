@@ -207,19 +207,12 @@ func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
 
 // problem writes an error as application/problem+json (RFC 9457).
 func problem(w http.ResponseWriter, status int, detail string, fields []FieldError) {
-	type field struct {
-		Field  string `json:"field"`
-		Detail string `json:"detail"`
-	}
 	body := struct {
-		Title  string  `json:"title"`
-		Status int     `json:"status"`
-		Detail string  `json:"detail"`
-		Errors []field `json:"errors,omitempty"`
-	}{Title: http.StatusText(status), Status: status, Detail: detail}
-	for _, f := range fields {
-		body.Errors = append(body.Errors, field{f.Field, f.Problem})
-	}
+		Title  string       `json:"title"`
+		Status int          `json:"status"`
+		Detail string       `json:"detail"`
+		Errors []FieldError `json:"errors,omitempty"`
+	}{http.StatusText(status), status, detail, fields}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)

@@ -37,8 +37,8 @@ func validEvent(t testing.TB) Event {
 
 func TestPublishChecksEveryField(t *testing.T) {
 	ev := validEvent(t)
-	require.NoError(t, ev.validate())
-	require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_type"}, complaints(t, (&Event{}).validate()))
+	require.NoError(t, ev.Validate())
+	require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_type"}, complaints(t, (&Event{}).Validate()))
 	for field, spoils := range map[string][]func(*Event){
 		"id": {
 			func(ev *Event) { ev.ID = "x" },
@@ -66,7 +66,7 @@ func TestPublishChecksEveryField(t *testing.T) {
 		for i, spoil := range spoils {
 			ev := validEvent(t)
 			spoil(&ev)
-			require.Equal(t, []string{field}, complaints(t, ev.validate()), "%s %d", field, i)
+			require.Equal(t, []string{field}, complaints(t, ev.Validate()), "%s %d", field, i)
 		}
 	}
 }
@@ -75,10 +75,10 @@ func TestPublishChecksEveryField(t *testing.T) {
 func TestPublishChecksThePayloadAgainstItsType(t *testing.T) {
 	ev := validEvent(t)
 	ev.Type = AgentSpawned // with the payload of agent.message
-	require.Equal(t, []string{"payload.agent_type_id", "payload.agent_name", "payload.role"}, complaints(t, ev.validate()))
+	require.Equal(t, []string{"payload.agent_type_id", "payload.agent_name", "payload.role"}, complaints(t, ev.Validate()))
 	ev.Payload = nil
 	require.Equal(t, []string{"payload.agent_instance_id", "payload.agent_type_id", "payload.agent_name", "payload.role"},
-		complaints(t, ev.validate()))
+		complaints(t, ev.Validate()))
 
 	data, err := os.ReadFile("testdata/payloads.json")
 	require.NoError(t, err)
@@ -93,9 +93,9 @@ func TestPublishChecksThePayloadAgainstItsType(t *testing.T) {
 		ev := validEvent(t)
 		ev.Type, ev.Payload = v.Type, v.Input
 		if v.Error {
-			require.Equal(t, []string{"payload." + v.Field}, complaints(t, ev.validate()), "%s %s", v.Struct, v.Case)
+			require.Equal(t, []string{"payload." + v.Field}, complaints(t, ev.Validate()), "%s %s", v.Struct, v.Case)
 		} else {
-			require.NoError(t, ev.validate(), "%s %s", v.Struct, v.Case)
+			require.NoError(t, ev.Validate(), "%s %s", v.Struct, v.Case)
 		}
 	}
 }
@@ -108,7 +108,7 @@ func TestWhatPublishTakesReadersCanRead(t *testing.T) {
 		ev.Type = ProjectUpdated
 		ev.Payload = json.RawMessage(strings.Repeat(`{"a":`, levels-1) + `{"]":"}\\\""}` + strings.Repeat("}", levels-1))
 		_, readable := decode(ev.appendJSON(nil))
-		require.Equal(t, readable == nil, ev.validate() == nil, "%d levels", levels)
+		require.Equal(t, readable == nil, ev.Validate() == nil, "%d levels", levels)
 	}
 }
 

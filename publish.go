@@ -53,7 +53,7 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 	if err := context.Cause(ctx); err != nil {
 		return Receipt{}, err
 	}
-	if err := ev.validate(); err != nil {
+	if err := ev.Validate(); err != nil {
 		return Receipt{}, err
 	}
 	channels := distinct(append([]Channel{ProjectChannel(ev.ProjectID)}, opts.Channels...))
@@ -169,6 +169,9 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 			} else {
 				p.results[i] = results[n]
 			}
+			if r := &p.results[i]; r.err != nil && !r.sure {
+				p.records[i].look = lookAll // it may be there: from now on, look first
+			}
 		}
 		if err != nil {
 			return err
@@ -185,7 +188,6 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 			}
 			if errors.Is(r.err, ErrUnavailable) {
 				again = append(again, i)
-				p.records[i].look = lookAll // from now on, it is a retry
 			}
 		}
 		if first == nil || len(again) == 0 || attempts == publishAttempts {
@@ -210,7 +212,7 @@ func (p *publication) failed(channels []Channel, err error) error {
 		switch r := p.results[i]; {
 		case r.err == nil && !r.pos.IsZero():
 			e.Done = append(e.Done, c)
-		case r.err == nil || r.sure && p.records[i].look == 0:
+		case r.err == nil || r.sure && p.records[i].look != lookAll:
 			e.Missing = append(e.Missing, c)
 		default:
 			e.Unknown = append(e.Unknown, c)

@@ -66,8 +66,10 @@ func (s *Subscription) check(o *options) error {
 // distinct leaves out channels that are there before.
 func distinct(channels []Channel) []Channel {
 	var out []Channel
+	seen := make(map[Channel]bool, len(channels))
 	for _, c := range channels {
-		if !slices.Contains(out, c) {
+		if !seen[c] {
+			seen[c] = true
 			out = append(out, c)
 		}
 	}

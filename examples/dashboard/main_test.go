@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+)
+
+func TestRunServesUntilItIsToldToEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(deadline(t))
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{}}
+	t.Cleanup(client.CloseIdleConnections)
+	out, stdout := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run(ctx, []string{"-addr", "127.0.0.1:0"}, stdout)
+		stdout.Close()
+	}()
+	said, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	url, ok := strings.CutPrefix(strings.TrimSpace(said), "listening on ")
+	require.True(t, ok, said)
+	require.NotContains(t, url, ":0/")
+
+	page := do(t, client, http.MethodGet, url, "")
+	require.Equal(t, http.StatusOK, page.StatusCode)
+	project := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`).FindString(page.text)
+	events := url + "/projects/" + project + "/events"
+	stream := open(t, client, events)
+	agents := open(t, client, events+"?type=agent.*")
+	posted := do(t, client, http.MethodPost, events, closed("SYN-1", ""))
+	require.Equal(t, http.StatusCreated, posted.StatusCode, posted.text)
+	for {
+		f, ok := stream.next()
+		require.True(t, ok, "the stream ended")
+		if f.data.ID == posted.body.ID {
+			break
+		}
+	}
+	_, ok = agents.next()
+	require.True(t, ok, "no agent is at work")
+
+	cancel()
+	require.NoError(t, <-ended)
+	for ok := true; ok; {
+		_, ok = stream.next()
+	}
+	require.NoError(t, stream.lines.Err(), "the stream was cut")
+}
+
+func TestRunSaysWhyItCannot(t *testing.T) {
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-unknown"}, "-unknown"},
+		{[]string{"stray"}, `unexpected argument "stray"`},
+		{[]string{"-addr", "127.0.0.1:99999"}, "invalid port"},
+		{[]string{"-keepalive", "1ms"}, "WithKeepalive"},
+		{[]string{"-redis", "redis://127.0.0.1:1?max_retries=-1"}, "redis is not available"},
+	}
+	for _, test := range tests {
+		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
+			require.ErrorContains(t, run(deadline(t), test.args, io.Discard), test.want)
+		})
+	}
+}
+
+func TestHelpNamesTheFlagsButNotTheSecret(t *testing.T) {
+	t.Setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
+	var out bytes.Buffer
+	require.NoError(t, run(deadline(t), []string{"-help"}, &out))
+	for _, name := range []string{"-addr", "-redis", "-demo", "-keepalive"} {
+		require.Contains(t, out.String(), name)
+	}
+	require.NotContains(t, out.String(), "secret")
+}
+
+func TestTheURLDecidesTheKindOfRedis(t *testing.T) {
+	for rawURL, want := range map[string]redis.UniversalClient{
+		"redis://user:secret@127.0.0.1:1/2":                        &redis.Client{},
+		"rediss://127.0.0.1:1":                                     &redis.Client{},
+		"unix:///run/redis.sock?db=1":                              &redis.Client{},
+		"redis://127.0.0.1:1?addr=127.0.0.1:2&addr=127.0.0.1:3":    &redis.ClusterClient{},
+		"redis://127.0.0.1:1?addr=127.0.0.1:2&master_name=primary": &redis.Client{},
+	} {
+		rdb, err := openRedis(rawURL)
+		require.NoError(t, err, rawURL)
+		require.IsType(t, want, rdb, rawURL)
+		require.NoError(t, rdb.Close())
+	}
+}
+
+func TestABadURLIsNotRepeated(t *testing.T) {
+	for _, rawURL := range []string{
+		"redis://user:sec/ret@127.0.0.1:1/0", "redis://user:sec%ret@127.0.0.1", "http://user:secret@127.0.0.1",
+		"redis://user:secret@127.0.0.1/x?addr=secret", "redis://secret@127.0.0.1?master_name=x&route_randomly=true", "secret",
+	} {
+		_, err := openRedis(rawURL)
+		require.ErrorIs(t, err, errRedisURL, rawURL)
+		require.NotContains(t, err.Error(), "sec")
+	}
+}
