@@ -658,3 +658,28 @@ func TestForeignEventsAreNeverReplayed(t *testing.T) {
 		third.exactly([]string{"1", "3", "4"}, 0)
 	})
 }
+
+// TestEventsThatGrowAreRead: what others have put into a log can be longer once it is
+// written as this package does.
+func TestEventsThatGrowAreRead(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		ctx, project := deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		for i := range 3 {
+			ev := message(t, project, fmt.Sprint(i))
+			ev.ID = strings.Repeat("\u2028", 3000)
+			raw, err := ev.MarshalJSON()
+			require.NoError(t, err)
+			short := strings.ReplaceAll(string(raw), `\u2028`, "\u2028")
+			require.NoError(t, rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(channel), ID: fmt.Sprintf("1763868000000-%d", i+1), Values: []string{"event", short}}).Err())
+		}
+		i := 0
+		for ev, err := range newBus(t, rdb).SubscribeWith(ctx, eventbus.Subscription{Channels: []eventbus.Channel{channel}, Oldest: true}) {
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprint(i), text(t, ev))
+			if i++; i == 3 {
+				break
+			}
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,9 +76,7 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 		b.refuse(w, r, err)
 		return
 	}
-	if id := r.Header.Get("Last-Event-ID"); id != "" {
-		sub.LastEventID = id
-	} else if id := r.URL.Query().Get("last_event_id"); id != "" {
+	if id := lastEventID(r); id != "" {
 		sub.LastEventID = id
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), openTimeout, ErrUnavailable)
@@ -200,9 +199,23 @@ func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	streamHeader(w.Header())
-	// No blank line: it would make the client take the last event id of this
-	// connection, which is none, for its own.
-	_, _ = w.Write(appendRetry(nil, retry, 4*retry)) // the client may have gone
+	// The blank line makes the client take the last event id of this connection for
+	// its own: it gets that back.
+	answer := appendRetry(nil, retry, 4*retry)
+	if id := lastEventID(r); id != "" {
+		answer = append(answer, "id: "+id+"\n"...)
+	}
+	_, _ = w.Write(append(answer, '\n')) // the client may have gone
+}
+
+// lastEventID gives what the client has seen last: from the header, which counts, or
+// the query. What no id field could hold is replaced by something that no log has.
+func lastEventID(r *http.Request) string {
+	id := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("last_event_id"))
+	if len(id) > maxCursorLength || strings.ContainsAny(id, "\r\n\x00") {
+		return "?"
+	}
+	return id
 }
 
 // problem writes an error as application/problem+json (RFC 9457).

@@ -157,8 +157,10 @@ func (t *tail) encode(lp *logPage) *segment {
 		if i > 0 && !e.pos.follows(lp.entries[i-1].pos) {
 			break
 		}
-		if !enc.addLogged(s, e, t.onBad) {
-			break // normalised, events can be longer than they were; the rest is another page
+		for !enc.addLogged(s, e, t.onBad) {
+			// Normalised, an event can be longer than it was. Nobody has seen the
+			// segment yet, so it may move.
+			s.buf = slices.Grow(s.buf, 2*cap(s.buf))
 		}
 	}
 	return s

@@ -73,7 +73,7 @@ func (enc *encoder) add(s *segment, ev Event, pos Position, also string) bool {
 	b, payload := appendBody(b, &ev)
 	enc.scratch = b
 	if len(s.buf)+len(b) > cap(s.buf) {
-		if len(s.entries) > 0 {
+		if len(s.buf) > 0 {
 			return false
 		}
 		s.buf = make([]byte, 0, max(len(b), cap(s.buf)))

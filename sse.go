@@ -213,7 +213,6 @@ func (s *stream) idBlock(b []byte) []byte {
 // remembers without an event, where that has moved on: through events that the
 // stream leaves out, or with time where there is no log yet.
 func (s *stream) keepalive() Frame {
-	s.reader.refresh()
 	if s.reader.stands(s.sent) {
 		return Frame(": keepalive\n\n")
 	}

@@ -529,16 +529,6 @@ func (r *reader) stands(at []Position) bool {
 	return slices.EqualFunc(r.lanes, at, func(l *lane, p Position) bool { return l.place.pos == p })
 }
 
-// refresh brings the positions of lanes that are at the end up to date, which
-// move with time where there is no log yet.
-func (r *reader) refresh() {
-	for _, l := range r.lanes {
-		if len(l.view.entries) == 0 && l.place.attached {
-			l.view = l.tail.look(&l.place, l.from).view
-		}
-	}
-}
-
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
 	var holes [][]hole

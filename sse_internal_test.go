@@ -1,0 +1,15 @@
+package eventbus
+
+// FrameOf gives the frame of an event that came from Redis, as a stream of the
+// channel sends it; of a foreign one, if pos is zero.
+func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
+	ev, err := decode(data)
+	if err != nil {
+		return nil, Event{}, err
+	}
+	ev.Position = pos
+	enc := newEncoder(c, c.String())
+	s := &segment{}
+	enc.add(s, ev, pos, "")
+	return s.buf, *s.entries[0].event, nil
+}
