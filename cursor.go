@@ -38,9 +38,6 @@ const noLog = -1
 // IsZero tells whether p is the zero Position.
 func (p Position) IsZero() bool { return p == Position{} }
 
-// whole tells whether everything that there is comes behind p.
-func (p Position) whole() bool { return p.IsZero() || p == unknown }
-
 // String returns the text form, "" for the zero Position.
 func (p Position) String() string {
 	if p.IsZero() {
