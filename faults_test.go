@@ -683,3 +683,26 @@ func TestEventsThatGrowAreRead(t *testing.T) {
 		}
 	})
 }
+
+// TestDeletedEntriesAreAGap: somebody has taken events out of a log by hand.
+func TestDeletedEntriesAreAGap(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		ctx, project := deadline(t), uuid.New()
+		channel := eventbus.ProjectChannel(project)
+		bus := newBus(t, rdb)
+		sub := now(t, bus, channel)
+		for i := range 10 {
+			require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i))))
+		}
+		entries, err := rdb.XRange(ctx, logKey(channel), "-", "+").Result()
+		require.NoError(t, err)
+		for _, i := range []int{4, 5, 8, 9} {
+			require.NoError(t, rdb.XDel(ctx, logKey(channel), entries[i].ID).Err())
+		}
+		f := follow(t, newBus(t, rdb), sub)
+		f.until("both gaps", func(_ []string, gaps []*eventbus.GapError) bool { return len(gaps) == 2 })
+		require.NoError(t, bus.Publish(ctx, message(t, project, "10")))
+		f.count(7)
+		f.exactly([]string{"0", "1", "2", "3", "6", "7", "10"}, 2)
+	})
+}

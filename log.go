@@ -367,6 +367,11 @@ func (p *logPage) resume(pos Position, age time.Duration) (Position, GapReason) 
 			return pos, ""
 		}
 	}
+	if p.asked.epoch == pos.epoch && p.asked.seq == pos.seq && pos.seq < p.last.seq {
+		// A page that begins at pos always has the entry behind it, if there is one:
+		// the newest ones were deleted.
+		return p.last, GapTrimmed
+	}
 	return pos, ""
 }
 
