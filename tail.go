@@ -32,6 +32,7 @@ type tail struct {
 	last     Position   // the tail is complete up to here
 	expires  int64      // Redis time at which the log is dropped if nothing follows last, 0 unknown
 	ready    bool       // last is known
+	bad      []error    // what a fill could not read, to be told when the lock is free
 	opened   chan struct{}
 	waiting  []*place // readers to wake when there is something new
 
@@ -149,7 +150,17 @@ func (t *tail) want() readRequest {
 // It is false when another fill is needed.
 func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	whole := t.fillLocked(asked, page, connected)
+	bad := t.bad
+	t.bad = nil
+	t.mu.Unlock()
+	for _, err := range bad {
+		t.onBad(err)
+	}
+	return whole
+}
+
+func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool {
 	if t.ready && asked.from != t.last {
 		return !t.doubt // the tail has moved on since: the page is out of date
 	}
@@ -234,10 +245,11 @@ func (t *tail) takeLocked(page *logPage) {
 func (t *tail) addLoggedLocked(e logEntry) {
 	ev, err := decode(e.event)
 	if err != nil {
-		t.onBad(err)
+		t.bad = append(t.bad, err)
 		t.enc.skip(t.roomLocked(), e.pos)
 		t.last = e.pos
 		t.next++
+		t.trimLocked()
 		return
 	}
 	ev.Position = e.pos
@@ -263,12 +275,14 @@ func (t *tail) addLocked(ev Event, also string) {
 	t.trimLocked()
 }
 
-// roomLocked is the newest segment.
+// roomLocked is the newest segment, or a new one where that has enough entries:
+// what is passed over takes no bytes.
 func (t *tail) roomLocked() *segment {
-	if len(t.segments) == 0 {
+	n := len(t.segments)
+	if n == 0 || len(t.segments[n-1].entries) >= tailEvents/8 {
 		return t.growLocked(leastSegmentBytes)
 	}
-	return t.segments[len(t.segments)-1]
+	return t.segments[n-1]
 }
 
 func (t *tail) growLocked(bytes int) *segment {
