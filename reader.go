@@ -1,0 +1,472 @@
+package eventbus
+
+import (
+	"context"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A reader is one subscription at work: a place in the tail of each channel. It
+// belongs to one goroutine.
+type reader struct {
+	bus    *Bus
+	lanes  []*lane
+	types  []string
+	key    cursorKey
+	waiter *waiter
+	holes  int // of all lanes
+	passed int // how often a lane has passed over one
+	seen   recent
+}
+
+// A lane is a reader's way through one channel.
+type lane struct {
+	tail  *tail
+	place place
+	view  view   // entries to take next
+	from  uint64 // ordinal in the tail before which a reader of several channels reads the log
+
+	// What the lane passes over, though it is before its position, while other
+	// lanes may have some of these events yet to come.
+	holes []passed
+}
+
+// A passed hole matters until the other lanes are where their logs ended when it
+// was passed: events behind that place are not in the hole.
+type passed struct {
+	hole
+	ends []Position // by lane
+}
+
+// maxHoles bounds what is remembered of a lane with gap after gap.
+const maxHoles = 8
+
+// pass notes that a lane passes over a hole. The other lanes go on in their logs:
+// there, and only there, it is noted where else an event is.
+func (r *reader) pass(l *lane, h hole) {
+	if len(r.lanes) == 1 {
+		return
+	}
+	p := passed{hole: h, ends: make([]Position, len(r.lanes))}
+	for i, m := range r.lanes {
+		p.ends[i], m.from = m.tail.end()
+		if m != l {
+			m.view, m.place.attached = view{}, false
+		}
+	}
+	if len(l.holes) == maxHoles {
+		l.holes = slices.Delete(l.holes, 0, 1)
+	}
+	l.holes = append(l.holes, p)
+	r.holes++
+	r.passed++
+}
+
+// forgetHoles drops those that all other lanes have come past.
+func (r *reader) forgetHoles() {
+	if r.holes == 0 {
+		return
+	}
+	r.holes = 0
+	for _, l := range r.lanes {
+		l.holes = slices.DeleteFunc(l.holes, func(p passed) bool {
+			for i, m := range r.lanes {
+				at, end := m.place.pos, p.ends[i]
+				if m != l && end.seq > 0 && (at.epoch < end.epoch || at.epoch == end.epoch && at.seq < end.seq) {
+					return false
+				}
+			}
+			return true
+		})
+		r.holes += len(l.holes)
+	}
+}
+
+// A step is what a reader comes upon: a gap, some entries of one lane, or neither
+// when time is up.
+type step struct {
+	lane *lane
+	view
+	gap     *GapError
+	timeout bool
+}
+
+// open begins a subscription. It waits until all its channels can be read.
+func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
+	if err := sub.check(&b.options); err != nil {
+		return nil, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	if !b.enter() {
+		return nil, ErrClosed
+	}
+	r := &reader{bus: b, types: sub.Types, waiter: newWaiter()}
+	var names []string
+	for _, c := range sub.Channels {
+		t := b.feed.acquire(c)
+		r.lanes = append(r.lanes, &lane{tail: t, place: place{waiter: r.waiter}})
+		names = append(names, t.name)
+	}
+	r.key = newCursorKey(names)
+	for _, l := range r.lanes {
+		select {
+		case <-l.tail.opened:
+		case <-ctx.Done():
+			r.close()
+			return nil, context.Cause(ctx)
+		case <-b.draining:
+			r.close()
+			return nil, ErrClosed
+		}
+	}
+	for _, l := range r.lanes {
+		l.tail.begin(&l.place)
+		_, l.from = l.tail.end()
+		if head := b.log.head(l.tail.name); head.epoch == l.place.pos.epoch && head.seq > l.place.pos.seq {
+			l.place.pos = head // published by this process, on its way back
+		}
+	}
+	if len(r.lanes) == 1 {
+		r.lanes[0].from = 0
+	}
+	if err := r.start(ctx, sub, names); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// start moves the lanes from the present to where the subscription begins.
+func (r *reader) start(ctx context.Context, sub Subscription, names []string) error {
+	after := sub.After
+	switch id := sub.LastEventID; {
+	case id == "":
+		if sub.Oldest {
+			for _, l := range r.lanes {
+				l.place.pos = Position{}
+			}
+			return nil
+		}
+	case isUUID(id):
+		return r.startAtEvent(ctx, id)
+	default:
+		cursor, err := ParseCursor(id)
+		pos, posErr := ParsePosition(id)
+		switch {
+		case err == nil:
+			after = cursor
+		case posErr == nil && len(r.lanes) == 1:
+			r.lanes[0].place.pos = pos
+			return nil
+		default:
+			for _, l := range r.lanes {
+				l.place.pos = unknown
+			}
+			return nil
+		}
+	}
+	if after.IsZero() {
+		return nil
+	}
+	entries, err := after.entries(names)
+	if err != nil {
+		return err
+	}
+	for i, e := range entries {
+		if e != nil {
+			r.lanes[i].place.pos = e.pos
+		}
+	}
+	for i, e := range entries {
+		if e == nil {
+			r.pass(r.lanes[i], hole{upto: r.lanes[i].place.pos})
+			continue
+		}
+		for _, h := range e.holes {
+			r.pass(r.lanes[i], h)
+		}
+	}
+	return nil
+}
+
+func isUUID(s string) bool {
+	_, err := parseUUID(s)
+	return err == nil
+}
+
+// startAtEvent begins behind the event with this id.
+func (r *reader) startAtEvent(ctx context.Context, id string) error {
+	for _, l := range r.lanes {
+		pos, ok, err := r.bus.findEvent(ctx, l.tail, id)
+		switch {
+		case err != nil:
+			return err
+		case ok:
+			l.place.pos = pos
+		default:
+			l.place.pos = unknown
+		}
+	}
+	return nil
+}
+
+func (r *reader) close() {
+	for _, l := range r.lanes {
+		l.tail.forget(&l.place)
+		r.bus.feed.release(l.tail)
+	}
+	r.bus.leave()
+}
+
+// next gives the next step. It waits until there is one, the context or the bus
+// ends, or timeout has something. When the bus drains, it first gives what there
+// is, if drain says so.
+func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool) (step, error) {
+	var retry backoff
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return step{}, err
+		}
+		draining := r.bus.isDraining()
+		if draining && !drain || r.bus.isClosed() {
+			return step{}, ErrClosed
+		}
+		st, err := r.step(ctx)
+		switch {
+		case st.gap != nil || len(st.entries) > 0:
+			return st, nil
+		case ctx.Err() != nil:
+			continue
+		case draining:
+			return step{}, ErrClosed
+		}
+		var again <-chan time.Time
+		if err != nil {
+			r.bus.warn("reading a log failed; trying again", err)
+			again = retry.after()
+		}
+		select {
+		case <-r.waiter.woken:
+		case <-again:
+		case <-timeout:
+			return step{timeout: true}, nil
+		case <-ctx.Done():
+		case <-r.bus.draining:
+		}
+	}
+}
+
+// step looks once what there is. With nothing, the waiter is set.
+func (r *reader) step(ctx context.Context) (step, error) {
+	var best *lane
+	var failed error
+	for passed := -1; passed != r.passed; { // passing over a hole sends other lanes back
+		passed, best, failed = r.passed, nil, nil
+		for _, l := range r.lanes {
+			if len(l.view.entries) == 0 {
+				gap, err := r.load(ctx, l)
+				if gap != nil {
+					gap.Cursor = r.cursor()
+					r.bus.stats.gaps.Add(1)
+					return step{gap: gap}, nil
+				}
+				if err != nil {
+					failed = err
+				}
+			}
+			if len(l.view.entries) > 0 && (best == nil || len(best.view.entries) == 0 || l.older(best)) {
+				best = l
+			}
+		}
+	}
+	if best == nil {
+		return step{}, failed
+	}
+	v := best.view
+	if len(r.lanes) > 1 {
+		v.entries = v.entries[:1] // then it may be another lane's turn
+	}
+	return step{lane: best, view: v}, nil
+}
+
+// load gets a lane its next entries, from the tail or, where that does not reach
+// back far enough, from the log.
+func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
+	for {
+		g := l.tail.look(&l.place, l.from)
+		l.view = g.view
+		if g.skipped {
+			return &GapError{Channel: l.tail.channel, Reason: GapUnlogged, From: l.place.pos}, nil
+		}
+		if !g.behind {
+			return nil, nil
+		}
+		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
+		if err != nil {
+			return nil, err
+		}
+		from := l.place.pos
+		l.place.pos, l.view = pos, v
+		if from == unknown {
+			from = Position{}
+		}
+		if gap != "" || from.IsZero() && pos != from {
+			r.pass(l, hole{from, pos})
+		}
+		if gap != "" {
+			return &GapError{Channel: l.tail.channel, Reason: gap, From: from}, nil
+		}
+		if len(v.entries) > 0 {
+			return nil, nil
+		}
+		l.place.atEnd = pos == from
+	}
+}
+
+// older tells whether the next event of l happened before that of m.
+func (l *lane) older(m *lane) bool {
+	a, b := l.view.entries[0].event, m.view.entries[0].event
+	return a == nil || b != nil && a.Timestamp.Before(b.Timestamp)
+}
+
+// take moves the step's lane over its next n entries.
+func (r *reader) take(st step, n int) {
+	l := st.lane
+	l.place.advance(l.view.entries[:n])
+	l.view.entries = l.view.entries[n:]
+	r.forgetHoles()
+}
+
+// wants tells whether an entry is to be delivered: not when its type is left
+// out, and not when its event comes, or came, from another lane.
+func (r *reader) wants(l *lane, e *entry) bool {
+	if e.event == nil || len(r.lanes) > 1 && r.elsewhere(l, e) {
+		return false
+	}
+	for _, glob := range r.types {
+		if ok, _ := path.Match(glob, string(e.event.Type)); ok {
+			return true
+		}
+	}
+	return len(r.types) == 0
+}
+
+// elsewhere tells whether the event of an entry is delivered from another lane:
+// from the first that it was appended to. Entries note where that was, so the answer
+// does not depend on what this reader remembers, and holds across a resume.
+func (r *reader) elsewhere(l *lane, e *entry) bool {
+	if !e.foreign() {
+		for _, m := range r.lanes {
+			at, ok := noted(e.also, m.tail.name)
+			if ok && m != l && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }) {
+				return true
+			}
+		}
+	}
+	return r.seen.elsewhere(e.event.ID, l)
+}
+
+// noted finds where the notes of an entry say that its event is in a channel.
+func noted(also, name string) (Position, bool) {
+	for note := range strings.FieldsSeq(also) {
+		if channel, at, _ := strings.Cut(note, "@"); channel == name {
+			pos, err := ParsePosition(at)
+			return pos, err == nil
+		}
+	}
+	return Position{}, false
+}
+
+// positions gives where the reader stands in each lane.
+func (r *reader) positions(into []Position) []Position {
+	into = into[:0]
+	for _, l := range r.lanes {
+		into = append(into, l.place.pos)
+	}
+	return into
+}
+
+// stands tells whether the reader is at exactly these positions.
+func (r *reader) stands(at []Position) bool {
+	return slices.EqualFunc(r.lanes, at, func(l *lane, p Position) bool { return l.place.pos == p })
+}
+
+// cursor covers all lanes.
+func (r *reader) cursor() Cursor {
+	var holes [][]hole
+	if r.holes > 0 {
+		holes = make([][]hole, len(r.lanes))
+		for i, l := range r.lanes {
+			for _, p := range l.holes {
+				holes[i] = append(holes[i], p.hole)
+			}
+		}
+	}
+	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }, holes...))}
+}
+
+// A recent set remembers from which lane events were delivered last. It is for
+// events without notes: foreign ones, and in a cluster those that came on the
+// channels of several nodes.
+type recent struct {
+	lanes map[string]*lane
+	order []string // a ring, oldest at next
+	next  int
+}
+
+const recentEvents = 1024
+
+// elsewhere tells whether the event was delivered from another lane than l, and
+// otherwise remembers it.
+func (s *recent) elsewhere(id string, l *lane) bool {
+	if m, ok := s.lanes[id]; ok {
+		return m != l
+	}
+	if s.lanes == nil {
+		s.lanes = make(map[string]*lane)
+	}
+	if len(s.order) < recentEvents {
+		s.order = append(s.order, id)
+	} else {
+		delete(s.lanes, s.order[s.next])
+		s.order[s.next] = id
+		s.next = (s.next + 1) % recentEvents
+	}
+	s.lanes[id] = l
+	return false
+}
+
+// findEvent looks for an event in a tail and then in its log, for one reader at
+// a time: searching a log is the dearest thing that a client can ask for.
+func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (Position, bool, error) {
+	if pos, ok := t.locate(id); ok {
+		return pos, true, nil
+	}
+	select {
+	case b.searching <- struct{}{}:
+	case <-ctx.Done():
+		return Position{}, false, context.Cause(ctx)
+	}
+	type answer struct {
+		pos Position
+		ok  bool
+		err error
+	}
+	answers := make(chan answer, 1)
+	b.spawn(func() {
+		defer func() { <-b.searching }()
+		var a answer
+		a.pos, a.ok, a.err = b.log.find(b.ctx, t.name, id)
+		answers <- a
+	})
+	select {
+	case a := <-answers:
+		return a.pos, a.ok, a.err
+	case <-ctx.Done():
+		return Position{}, false, context.Cause(ctx)
+	}
+}

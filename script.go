@@ -1,0 +1,106 @@
+package eventbus
+
+import (
+	"context"
+	"crypto/sha1"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"net"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A script is Lua that Redis keeps under the SHA-1 of its text.
+type script struct{ source, sha string }
+
+func newScript(source string) script {
+	sum := sha1.Sum([]byte(source))
+	return script{source, hex.EncodeToString(sum[:])}
+}
+
+var (
+	//go:embed append.lua
+	appendSource string
+	//go:embed read.lua
+	readSource string
+	//go:embed find.lua
+	findSource string
+
+	appendScript = newScript(appendSource)
+	readScript   = newScript(readSource)
+	findScript   = newScript(findSource)
+)
+
+// cmd is EVALSHA, or EVAL with the whole text for a server that does not have it.
+func (s script) cmd(ctx context.Context, whole bool, keys []string, args []any) *redis.Cmd {
+	all := make([]any, 0, 3+len(keys)+len(args))
+	if whole {
+		all = append(all, "eval", s.source, len(keys))
+	} else {
+		all = append(all, "evalsha", s.sha, len(keys))
+	}
+	for _, k := range keys {
+		all = append(all, k)
+	}
+	cmd := redis.NewCmd(ctx, append(all, args...)...)
+	cmd.SetFirstKeyPos(3)
+	return cmd
+}
+
+// run calls the script; go-redis may repeat the call when a connection breaks.
+func (s script) run(ctx context.Context, client Client, keys []string, args ...any) (any, error) {
+	cmd := s.cmd(ctx, false, keys, args)
+	err := client.Process(ctx, cmd)
+	if isNoScript(err) {
+		cmd = s.cmd(ctx, true, keys, args)
+		err = client.Process(ctx, cmd)
+	}
+	return cmd.Val(), err
+}
+
+// A onceCmd is a command that go-redis does not send again by itself: where the
+// reply was lost, only we may decide to repeat it, and must say that we do.
+type onceCmd struct{ *redis.Cmd }
+
+func (onceCmd) NoRetry() bool { return true }
+
+// runOnce calls the script at most once.
+func (s script) runOnce(ctx context.Context, client Client, keys []string, args []any) (any, error) {
+	cmd := onceCmd{s.cmd(ctx, false, keys, args)}
+	err := client.Process(ctx, cmd)
+	if isNoScript(err) { // so it did not run
+		cmd = onceCmd{s.cmd(ctx, true, keys, args)}
+		err = client.Process(ctx, cmd)
+	}
+	return cmd.Val(), err
+}
+
+func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") }
+
+// temporary tells whether trying again may help: the server could not be
+// reached, did not answer, or says that it is not ready.
+func temporary(err error) bool {
+	var server redis.Error
+	if !errors.As(err, &server) {
+		return !errors.Is(err, context.Canceled) && !errors.Is(err, redis.ErrClosed)
+	}
+	return temporaryReply(server.Error())
+}
+
+func temporaryReply(reply string) bool {
+	for _, prefix := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK", "NOREPLICAS"} {
+		if strings.HasPrefix(reply, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// neverSent tells whether a command certainly did not reach the server.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrClosed) ||
+		errors.As(err, &op) && op.Op == "dial"
+}
