@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
+	"github.com/syndarix/eventbus/internal/redistest"
 )
 
 //go:embed append.lua
@@ -31,7 +32,7 @@ var appendByHand string
 func BenchmarkPublish(b *testing.B) {
 	for _, goroutines := range []int{1, 256} {
 		b.Run(fmt.Sprint("goroutines=", goroutines), func(b *testing.B) {
-			rdb := redis.NewClient(&redis.Options{Addr: startRedis(b).addr, PoolSize: goroutines})
+			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr, PoolSize: goroutines})
 			b.Cleanup(func() { _ = rdb.Close() })
 			bus, ctx, project := newBus(b, rdb), context.Background(), uuid.New()
 			ev := message(b, project, strings.Repeat("x", 40))
@@ -141,7 +142,7 @@ func (a *audience) leave() {
 // deliveries per second, ours to that.
 func BenchmarkFanOut(b *testing.B) {
 	const n = 1000
-	rdb := startRedis(b).client(b)
+	rdb := redistest.Start(b).Client(b)
 	bus, ctx, project := newBus(b, rdb), context.Background(), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	ev := message(b, project, strings.Repeat("x", 40))
@@ -208,7 +209,7 @@ func BenchmarkFanOut(b *testing.B) {
 // reads the same entries with XRANGE. ratio is the time of that to ours.
 func BenchmarkReplay(b *testing.B) {
 	const n = 1000
-	rdb := startRedis(b).client(b)
+	rdb := redistest.Start(b).Client(b)
 	ctx, project := context.Background(), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	publisher := newBus(b, rdb)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
+	"github.com/syndarix/eventbus/internal/redistest"
 )
 
 // A split client sends commands one way and subscribes another, so that a test can
@@ -122,15 +123,15 @@ func now(t testing.TB, bus *eventbus.Bus, channels ...eventbus.Channel) eventbus
 }
 
 func TestPublishWhoseReplyIsLostIsInTheLogOnce(t *testing.T) {
-	s := startRedis(t)
-	p := startProxy(t, s.addr)
-	bus, direct, ctx, project := newBus(t, p.client(t)), s.client(t), deadline(t), uuid.New()
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, direct, ctx, project := newBus(t, p.Client(t)), s.Client(t), deadline(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
 	var lost atomic.Int64
 	for i := 1; i < 20; i++ {
 		var once sync.Once
-		p.setOnReply(func(asked, got []byte) (pass bool) {
+		p.SetOnReply(func(asked, got []byte) (pass bool) {
 			pass = true
 			if bytes.Contains(asked, []byte(channel.String())) && bytes.Contains(asked, []byte("evalsha")) && bytes.Contains(got, []byte("+")) {
 				once.Do(func() { pass = false; lost.Add(1) })
@@ -145,13 +146,13 @@ func TestPublishWhoseReplyIsLostIsInTheLogOnce(t *testing.T) {
 }
 
 func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
-	s := startRedis(t)
-	p := startProxy(t, s.addr)
-	bus, direct, project := newBus(t, p.client(t)), s.client(t), uuid.New()
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, direct, project := newBus(t, p.Client(t)), s.Client(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	ev := message(t, project, "once")
 	ctx, cancel := context.WithCancel(context.Background())
-	p.setOnReply(func(asked, got []byte) bool {
+	p.SetOnReply(func(asked, got []byte) bool {
 		if bytes.Contains(asked, []byte(channel.String())) {
 			cancel() // it has run, and the caller does not learn of it
 			return false
@@ -163,7 +164,7 @@ func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
 	require.ErrorAs(t, err, &failed)
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, []eventbus.Channel{channel}, failed.Unknown)
-	p.setOnReply(nil)
+	p.SetOnReply(nil)
 	require.NoError(t, bus.Publish(deadline(t), ev))
 	require.EqualValues(t, 1, direct.XLen(deadline(t), logKey(channel)).Val())
 }
@@ -175,10 +176,10 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 		"feed": {feed: true}, "commands": {commands: true}, "both": {true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startRedis(t)
-			feed, commands := startProxy(t, s.addr), startProxy(t, s.addr)
-			bus := newBus(t, split{commands.client(t), feed.client(t)}, eventbus.WithFreshness(time.Second))
-			publisher, project := newBus(t, s.client(t)), uuid.New()
+			s := redistest.Start(t)
+			feed, commands := redistest.StartProxy(t, s.Addr), redistest.StartProxy(t, s.Addr)
+			bus := newBus(t, split{commands.Client(t), feed.Client(t)}, eventbus.WithFreshness(time.Second))
+			publisher, project := newBus(t, s.Client(t)), uuid.New()
 			channel := eventbus.ProjectChannel(project)
 			sub := now(t, publisher, channel)
 			var followers []*follower
@@ -190,10 +191,10 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 				require.NoError(t, publisher.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
 				if i%200 == 100 {
 					if which.feed {
-						feed.cut()
+						feed.Cut()
 					}
 					if which.commands {
-						commands.cut()
+						commands.Cut()
 					}
 				}
 			}
@@ -208,37 +209,37 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 // TestFrozenFeedIsNoticed keeps the Pub/Sub connection open and silent: events come
 // from the log, and a new connection is made.
 func TestFrozenFeedIsNoticed(t *testing.T) {
-	s := startRedis(t)
-	p := startProxy(t, s.addr)
-	bus := newBus(t, split{s.client(t), p.client(t)}, eventbus.WithFreshness(500*time.Millisecond))
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus := newBus(t, split{s.Client(t), p.Client(t)}, eventbus.WithFreshness(500*time.Millisecond))
 	project := uuid.New()
 	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
 	require.NoError(t, bus.Publish(deadline(t), message(t, project, "0")))
 	f.count(1)
-	p.freeze()
+	p.Freeze()
 	for i := 1; i < 10; i++ {
 		require.NoError(t, bus.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
 		f.count(i + 1)
 	}
 	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, 10*time.Millisecond)
 	require.ErrorIs(t, bus.Health(), eventbus.ErrUnavailable)
-	p.thaw()
+	p.Thaw()
 	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, 10*time.Millisecond)
 	require.Positive(t, bus.Stats().Reconnects)
 	f.exactly(countTo(0, 10), 0)
 }
 
 func TestKilledRedisWithAppendOnlyFileLosesNothing(t *testing.T) {
-	s := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
-	bus, project := newBus(t, s.client(t), eventbus.WithFreshness(time.Second)), uuid.New()
+	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	bus, project := newBus(t, s.Client(t), eventbus.WithFreshness(time.Second)), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	sub := now(t, bus, channel)
 	live := follow(t, bus, sub)
 	want := []string{}
 	for i := range 60 {
 		if i%20 == 10 {
-			s.kill()
-			go func() { s.start(t) }()
+			s.Kill()
+			go func() { s.Restart(t) }()
 		}
 		ev := message(t, project, fmt.Sprint(i))
 		for bus.Publish(deadline(t), ev) != nil { // as a caller would: the same event, until it is in
@@ -247,7 +248,7 @@ func TestKilledRedisWithAppendOnlyFileLosesNothing(t *testing.T) {
 	}
 	live.count(len(want))
 	live.exactly(want, 0)
-	resumed := follow(t, newBus(t, s.client(t)), sub)
+	resumed := follow(t, newBus(t, s.Client(t)), sub)
 	resumed.count(len(want))
 	resumed.exactly(want, 0)
 }
@@ -255,18 +256,18 @@ func TestKilledRedisWithAppendOnlyFileLosesNothing(t *testing.T) {
 // TestLostLogIsOneGap loses the log in several ways: every reader, live or resuming,
 // is told of exactly one gap, and then gets everything that follows.
 func TestLostLogIsOneGap(t *testing.T) {
-	for name, lose := range map[string]func(t *testing.T, s *server, rdb *redis.Client, key string){
-		"restart without persistence": func(t *testing.T, s *server, _ *redis.Client, _ string) { s.kill(); s.start(t) },
-		"FLUSHALL": func(t *testing.T, _ *server, rdb *redis.Client, _ string) {
+	for name, lose := range map[string]func(t *testing.T, s *redistest.Server, rdb *redis.Client, key string){
+		"restart without persistence": func(t *testing.T, s *redistest.Server, _ *redis.Client, _ string) { s.Kill(); s.Restart(t) },
+		"FLUSHALL": func(t *testing.T, _ *redistest.Server, rdb *redis.Client, _ string) {
 			require.NoError(t, rdb.FlushAll(deadline(t)).Err())
 		},
-		"DEL": func(t *testing.T, _ *server, rdb *redis.Client, key string) {
+		"DEL": func(t *testing.T, _ *redistest.Server, rdb *redis.Client, key string) {
 			require.NoError(t, rdb.Del(deadline(t), key).Err())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startRedis(t)
-			rdb := s.client(t)
+			s := redistest.Start(t)
+			rdb := s.Client(t)
 			bus, project := newBus(t, rdb, eventbus.WithFreshness(time.Second)), uuid.New()
 			channel := eventbus.ProjectChannel(project)
 			var followers []*follower
@@ -457,7 +458,7 @@ func TestSlowReaderOfForeignEventsIsTold(t *testing.T) {
 }
 
 func TestTenThousandSubscribersShareOnePubSubConnection(t *testing.T) {
-	rdb := startRedis(t).client(t)
+	rdb := redistest.Start(t).Client(t)
 	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	sub := now(t, bus, channel)
@@ -482,7 +483,7 @@ func TestTenThousandSubscribersShareOnePubSubConnection(t *testing.T) {
 // TestHerdCostsRedisLittle resumes many readers at different places at once, on a
 // process that has just started.
 func TestHerdCostsRedisLittle(t *testing.T) {
-	rdb := startRedis(t).client(t)
+	rdb := redistest.Start(t).Client(t)
 	ctx, project := deadline(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	old := newBus(t, rdb)
@@ -528,13 +529,13 @@ func commandCalls(t testing.TB, rdb *redis.Client, command string) (calls int) {
 
 // TestCloseAndCancelDoNotWaitForRedis freezes everything first.
 func TestCloseAndCancelDoNotWaitForRedis(t *testing.T) {
-	s := startRedis(t)
-	p := startProxy(t, s.addr)
-	bus, project := newBus(t, p.client(t)), uuid.New()
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, project := newBus(t, p.Client(t)), uuid.New()
 	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
 	require.NoError(t, bus.Publish(deadline(t), message(t, project, "0")))
 	f.count(1)
-	p.freeze()
+	p.Freeze()
 	ctx, cancel := context.WithCancel(context.Background())
 	published := make(chan error, 1)
 	go func() { published <- bus.Publish(ctx, message(t, project, "1")) }()
@@ -545,7 +546,7 @@ func TestCloseAndCancelDoNotWaitForRedis(t *testing.T) {
 	cold.end()
 	require.NoError(t, bus.Close())
 	<-f.done
-	p.thaw()
+	p.Thaw()
 }
 
 func TestShutdownDrains(t *testing.T) {
@@ -588,7 +589,7 @@ func TestShutdownDrains(t *testing.T) {
 }
 
 func TestShutdownIsBoundedByItsContext(t *testing.T) {
-	rdb := startRedis(t).client(t)
+	rdb := redistest.Start(t).Client(t)
 	bus, project := newBus(t, rdb), uuid.New()
 	stuck, release := make(chan struct{}), make(chan struct{})
 	var reader sync.WaitGroup
@@ -611,10 +612,10 @@ func TestShutdownIsBoundedByItsContext(t *testing.T) {
 // TestRefusedFeedIsServedFromTheLogs lets no Pub/Sub connection come about: events
 // come later, but they come.
 func TestRefusedFeedIsServedFromTheLogs(t *testing.T) {
-	s := startRedis(t)
-	p := startProxy(t, s.addr)
-	p.setRefuse(true)
-	bus := newBus(t, split{s.client(t), p.client(t)}, eventbus.WithFreshness(500*time.Millisecond))
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	p.SetRefuse(true)
+	bus := newBus(t, split{s.Client(t), p.Client(t)}, eventbus.WithFreshness(500*time.Millisecond))
 	project := uuid.New()
 	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
 	for i := range 5 {
@@ -622,7 +623,7 @@ func TestRefusedFeedIsServedFromTheLogs(t *testing.T) {
 		f.count(i + 1)
 	}
 	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, 10*time.Millisecond)
-	p.setRefuse(false)
+	p.SetRefuse(false)
 	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, 10*time.Millisecond)
 	f.exactly(countTo(0, 5), 0)
 }

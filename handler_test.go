@@ -21,6 +21,7 @@ import (
 
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/embedded"
+	"github.com/syndarix/eventbus/internal/redistest"
 )
 
 // onMiniredis gives a client of an embedded Redis, for what does not depend on Redis.
@@ -775,11 +776,11 @@ func TestClientThatStopsReadingIsCutAndDelaysNobody(t *testing.T) {
 }
 
 func TestRedisAwayAtConnectIsASoftRefusal(t *testing.T) {
-	server := startRedis(t)
-	bus := newBus(t, server.client(t), quiet())
+	server := redistest.Start(t)
+	bus := newBus(t, server.Client(t), quiet())
 	warm := uuid.New()
 	s := joined(t, streams(t, bus, eventbus.ProjectChannel(warm)))
-	server.kill()
+	server.Kill()
 	requireSoftRefusal(t, streams(t, bus, eventbus.ProjectChannel(uuid.New())), 2000)
 
 	// What is listened to already can be opened: it goes on once Redis is back.
@@ -788,8 +789,8 @@ func TestRedisAwayAtConnectIsASoftRefusal(t *testing.T) {
 }
 
 func TestOpenStreamsOutlastRedis(t *testing.T) {
-	server := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
-	bus := newBus(t, server.client(t), quiet(), eventbus.WithKeepalive(20*time.Millisecond))
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	bus := newBus(t, server.Client(t), quiet(), eventbus.WithKeepalive(20*time.Millisecond))
 	project, agent := uuid.New(), uuid.New()
 	channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(agent)}
 	one, two := joined(t, streams(t, bus, channels[0])), joined(t, streams(t, bus, channels...))
@@ -799,15 +800,15 @@ func TestOpenStreamsOutlastRedis(t *testing.T) {
 
 	for round := range 2 {
 		broken := bus.Stats().Reconnects
-		server.kill()
+		server.Kill()
 		// They stay open, and get keepalives.
 		for bus.Stats().Reconnects < broken+2 {
 			require.Nil(t, one.block().Event)
 			require.Nil(t, two.block().Event)
 		}
-		server.start(t)
+		server.Restart(t)
 		// Somebody else is back sooner.
-		rdb := redis.NewClient(&redis.Options{Addr: server.addr})
+		rdb := redis.NewClient(&redis.Options{Addr: server.Addr})
 		other, err := eventbus.New(rdb, quiet())
 		require.NoError(t, err)
 		texts := numbers(10*round, 10*round+10)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
+	"github.com/syndarix/eventbus/internal/redistest"
 )
 
 func logKey(c eventbus.Channel) string { return "eventbus:log:{" + c.String() + "}" }
@@ -134,7 +135,7 @@ func TestConcurrentPublishesShareCallsAndKeepTheOrderOfEach(t *testing.T) {
 }
 
 func TestScriptsAreLoadedAgainAfterScriptFlush(t *testing.T) {
-	rdb := startRedis(t).client(t)
+	rdb := redistest.Start(t).Client(t)
 	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	cursor, err := bus.Cursor(ctx, channel)
@@ -226,7 +227,7 @@ func TestBadInputIsRefusedByNameAndNothingIsSent(t *testing.T) {
 }
 
 func TestSubscribeRefusesBadChannels(t *testing.T) {
-	rdb := startRedis(t).client(t)
+	rdb := redistest.Start(t).Client(t)
 	bus, ctx := newBus(t, rdb, eventbus.WithMaxChannels(2)), deadline(t)
 	c := func() eventbus.Channel { return eventbus.UserChannel(uuid.New()) }
 	for name, sub := range map[string]eventbus.Subscription{
@@ -258,8 +259,8 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	_, err = eventbus.New((*redis.Client)(nil))
 	require.ErrorContains(t, err, "nil")
 
-	master := startRedis(t)
-	rdb := master.client(t)
+	master := redistest.Start(t)
+	rdb := master.Client(t)
 	for option, wrong := range map[string]eventbus.Option{
 		"WithPrefix":       eventbus.WithPrefix("a b"),
 		"WithKeepalive":    eventbus.WithKeepalive(0),
@@ -271,23 +272,23 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		require.ErrorContains(t, err, option)
 	}
 
-	_, port, _ := strings.Cut(master.addr, ":")
-	replica := startRedis(t, "--replicaof", "127.0.0.1", port)
-	_, err = eventbus.New(replica.client(t))
+	_, port, _ := strings.Cut(master.Addr, ":")
+	replica := redistest.Start(t, "--replicaof", "127.0.0.1", port)
+	_, err = eventbus.New(replica.Client(t))
 	require.ErrorIs(t, err, eventbus.ErrUnsupported)
 	require.ErrorContains(t, err, "master")
 
 	require.NoError(t, rdb.Do(deadline(t), "ACL", "SETUSER", "weak", "on", ">secret", "~*", "&*", "+@all", "-xadd").Err())
-	weak := redis.NewClient(&redis.Options{Addr: master.addr, Username: "weak", Password: "secret"})
+	weak := redis.NewClient(&redis.Options{Addr: master.Addr, Username: "weak", Password: "secret"})
 	defer weak.Close()
 	_, err = eventbus.New(weak)
 	require.ErrorIs(t, err, eventbus.ErrUnsupported)
 	require.ErrorContains(t, err, "ACL")
 	require.NotContains(t, err.Error(), "secret")
 
-	gone := startRedis(t)
-	gone.kill()
-	_, err = eventbus.New(gone.client(t))
+	gone := redistest.Start(t)
+	gone.Kill()
+	_, err = eventbus.New(gone.Client(t))
 	require.ErrorIs(t, err, eventbus.ErrUnavailable)
 }
 
