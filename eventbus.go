@@ -61,7 +61,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b := &Bus{
 		options:   o,
-		log:       &redisLog{client: client, prefix: o.prefix, heads: make(map[string]Position)},
+		log:       &redisLog{client: client, prefix: o.prefix, sharded: o.sharded, heads: make(map[string]Position)},
 		logs:      burstLog{logger: o.logger},
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
@@ -71,7 +71,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b.log.retention = b.options.keep
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.commits = commits{log: b.log, wake: make(chan struct{}, commitWorkers)}
+	b.commits.bus = b
 	b.feed = newFeed(b)
 
 	ctx, cancel := context.WithTimeout(b.ctx, checkTimeout)
@@ -90,9 +90,6 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b.spawn(func() { b.feed.run(b.ctx) })
 	b.spawn(func() { b.feed.mend(b.ctx) })
-	for range commitWorkers {
-		b.spawn(func() { b.commits.work(b.ctx) })
-	}
 	return b, nil
 }
 

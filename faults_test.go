@@ -707,3 +707,4 @@ func TestDeletedEntriesAreAGap(t *testing.T) {
 		f.exactly([]string{"0", "1", "2", "3", "6", "7", "10"}, 2)
 	})
 }
+

@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -22,6 +23,17 @@ type Client interface {
 	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
 }
 
+// A shardedClient can listen to sharded Pub/Sub.
+type shardedClient interface {
+	SSubscribe(ctx context.Context, channels ...string) *redis.PubSub
+}
+
+// A clusterClient knows which node has a key.
+type clusterClient interface {
+	MasterForKey(ctx context.Context, key string) (*redis.Client, error)
+	ReloadState(ctx context.Context)
+}
+
 // A redisLog is the Redis side of all logs: it appends, reads and searches, and
 // knows nothing of who asks. It is safe for concurrent use.
 type redisLog struct {
@@ -31,6 +43,8 @@ type redisLog struct {
 	// perChannel says that logs of several channels cannot share a call,
 	// because a cluster keeps them in different slots.
 	perChannel bool
+	cluster    clusterClient // nil where there is none
+	sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
 
 	mu    sync.Mutex          // guards following
 	heads map[string]Position // the newest position known to be in a log, by channel name
@@ -39,8 +53,56 @@ type redisLog struct {
 // maxHeads bounds the heads that are remembered; a forgotten one costs a look.
 const maxHeads = 16384
 
+// master gives the node of a cluster that has a channel and its log.
+func (l *redisLog) master(ctx context.Context, name string) (*redis.Client, error) {
+	// Without a name, a random one would be given.
+	return l.cluster.MasterForKey(ctx, cmp.Or(name, "eventbus"))
+}
+
+// node is the address of the node that has a log, "" where there is but one or it is
+// not known.
+func (l *redisLog) node(ctx context.Context, name string) string {
+	if l.cluster == nil {
+		return ""
+	}
+	client, err := l.master(ctx, name)
+	if err != nil {
+		return ""
+	}
+	return client.Options().Addr
+}
+
+// carrier gives the node over whose connections a channel comes, and the client for
+// them. The messages of plain Pub/Sub come over any.
+func (l *redisLog) carrier(ctx context.Context, name string) (node string, client Client, err error) {
+	if l.cluster == nil || !l.sharded {
+		return "", l.client, nil
+	}
+	master, err := l.master(ctx, name)
+	if err != nil {
+		return "", nil, err
+	}
+	return master.Options().Addr, master, nil
+}
+
+// pubSub makes a Pub/Sub connection, as yet without channels.
+func (l *redisLog) pubSub(ctx context.Context, client Client) *redis.PubSub {
+	if sharded, ok := client.(shardedClient); ok && l.sharded {
+		return sharded.SSubscribe(ctx)
+	}
+	return client.Subscribe(ctx)
+}
+
 // name is the channel's name in Redis.
 func (l *redisLog) name(c Channel) string { return l.prefix + c.String() }
+
+// publish is the command that rings the doorbell.
+func (l *redisLog) publish() string {
+	if l.sharded {
+		return "SPUBLISH"
+	}
+	return "PUBLISH"
+}
 
 func logKey(name string) string { return "eventbus:log:{" + name + "}" }
 
@@ -107,7 +169,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 	}
 	keys := make([]string, len(names))
 	args := make([]any, 0, 3+4*len(names)+3*len(records))
-	args = append(args, len(names), markerTTL.Milliseconds(), "PUBLISH")
+	args = append(args, len(names), markerTTL.Milliseconds(), l.publish())
 	kinds := make(map[string]ChannelKind, len(names))
 	for i := range records {
 		kinds[records[i].name] = records[i].kind
@@ -149,7 +211,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 		if err != nil {
 			// A refusal by the server as a whole comes before anything ran.
 			var server redis.Error
-			results[i] = appended{err: unavailable(err), sure: errors.As(err, &server) || neverSent(err)}
+			results[i] = appended{err: l.unavailable(err), sure: errors.As(err, &server) || neverSent(err)}
 			continue
 		}
 		results[i] = parseAppended(replies[i], records[i].id)
@@ -184,10 +246,14 @@ func replyError(reply string) error {
 	return errors.New(reply)
 }
 
-// unavailable marks temporary errors as such.
-func unavailable(err error) error {
+// unavailable marks temporary errors as such. A cluster may have another master by now,
+// which go-redis would find out within a minute if it were not told.
+func (l *redisLog) unavailable(err error) error {
 	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
 		return err
+	}
+	if l.cluster != nil {
+		l.cluster.ReloadState(context.Background())
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
@@ -316,7 +382,7 @@ func (r readRequest) args() []any {
 func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
 	reply, err := readScript.run(ctx, l.client, []string{logKey(r.name)}, r.args()...)
 	if err != nil {
-		return nil, fmt.Errorf("read log of %s: %w", r.name, unavailable(err))
+		return nil, fmt.Errorf("read log of %s: %w", r.name, l.unavailable(err))
 	}
 	return parsePage(r.from, reply)
 }
@@ -339,7 +405,7 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*log
 			reply, err = readScript.run(ctx, l.client, []string{logKey(requests[i].name)}, requests[i].args()...)
 		}
 		if err != nil {
-			errs[i] = fmt.Errorf("read log of %s: %w", requests[i].name, unavailable(err))
+			errs[i] = fmt.Errorf("read log of %s: %w", requests[i].name, l.unavailable(err))
 			continue
 		}
 		pages[i], errs[i] = parsePage(requests[i].from, reply)
@@ -404,7 +470,7 @@ func (l *redisLog) find(ctx context.Context, name, id string) (Position, bool, e
 	for from != "" {
 		reply, err := findScript.run(ctx, l.client, []string{logKey(name)}, id, from, step)
 		if err != nil {
-			return Position{}, false, fmt.Errorf("search log of %s: %w", name, unavailable(err))
+			return Position{}, false, fmt.Errorf("search log of %s: %w", name, l.unavailable(err))
 		}
 		parts, ok := reply.([]any)
 		if !ok || len(parts) != 2 {
@@ -427,10 +493,14 @@ var probeSource string
 func (l *redisLog) probe(ctx context.Context) error {
 	key := func(tag string) string { return "eventbus:probe:{" + l.prefix + tag + "}" }
 	s := newScript(probeSource)
-	_, err := s.run(ctx, l.client, []string{key("a"), key("b")})
+	_, err := s.run(ctx, l.client, []string{key("a"), key("b")}, l.publish())
 	if err != nil && strings.Contains(err.Error(), "CROSSSLOT") {
 		l.perChannel = true
-		_, err = s.run(ctx, l.client, []string{key("a")})
+		l.cluster, _ = l.client.(clusterClient)
+		_, err = s.run(ctx, l.client, []string{key("a")}, l.publish())
+	}
+	if _, ok := l.client.(shardedClient); err == nil && l.sharded && (!ok || l.perChannel && l.cluster == nil) {
+		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", ErrUnsupported)
 	}
 	if err == nil {
 		return nil

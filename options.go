@@ -21,6 +21,7 @@ type options struct {
 	writeTimeout time.Duration
 	retry        time.Duration
 	freshness    time.Duration
+	sharded      bool
 	logger       *slog.Logger
 }
 
@@ -94,6 +95,14 @@ func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d }
 // often enough to notice within this time. The default is 10s; less than 100ms
 // is an error of [New].
 func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshness = d } }
+
+// WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and
+// SSUBSCRIBE): in a cluster they stay on the node that has their log, where plain ones
+// go to all nodes. All buses on one Redis must agree on it, and programs that use plain
+// PUBLISH and SUBSCRIBE are no longer heard and hear nothing. The default is plain
+// Pub/Sub. [New] returns an error that wraps [ErrUnsupported] where the server or
+// the client cannot do it.
+func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 
 // WithLogger sets where the bus logs what needs attention. The default is
 // [slog.Default]. Payloads and credentials are never logged.

@@ -1,5 +1,6 @@
 -- Tries what the bus needs, on a key that is gone at the end.
 -- KEYS  [1] the key  [2] any other: an error tells that this is a cluster
+-- ARGV  [1] the command that publishes: PUBLISH or SPUBLISH
 redis.call('DEL', KEYS[1])
 redis.call('XADD', KEYS[1], '5-1', 'event', '')
 local id = redis.call('XADD', KEYS[1], 'NOMKSTREAM', 'MAXLEN', '~', '10', '5-*', 'event', '')
@@ -9,5 +10,6 @@ redis.call('PEXPIRE', KEYS[1], 1000)
 redis.call('PTTL', KEYS[1])
 redis.call('TIME')
 redis.call('DEL', KEYS[1])
+redis.call(ARGV[1], KEYS[1], '')
 if id ~= '5-2' then return redis.error_reply('Invalid stream ID given back: ' .. id) end
 return id

@@ -161,15 +161,10 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 			p.records[i].also = p.notes(i)
 			records[n] = p.records[i]
 		}
-		results, err := p.bus.commits.do(ctx, p.bus, records)
+		results, err := p.bus.commits.do(ctx, records)
 		for n, i := range pending {
-			if results == nil {
-				// Whether it ran is not known, except for what never was taken up.
-				p.results[i] = appended{err: err, sure: errors.Is(err, errNotTaken)}
-			} else {
-				p.results[i] = results[n]
-			}
-			if r := &p.results[i]; r.err != nil && !r.sure {
+			p.results[i] = results[n]
+			if r := &results[n]; r.err != nil && !r.sure {
 				p.records[i].look = lookAll // it may be there: from now on, look first
 			}
 		}
@@ -218,9 +213,6 @@ func (p *publication) failed(channels []Channel, err error) error {
 			e.Unknown = append(e.Unknown, c)
 		}
 	}
-	if errors.Is(err, errNotTaken) {
-		e.Err = errors.Unwrap(err)
-	}
 	if len(e.Done)+len(e.Unknown) > 0 {
 		p.bus.doubted.put(p.id)
 	}
@@ -229,13 +221,22 @@ func (p *publication) failed(channels []Channel, err error) error {
 
 // The commits gather what is published at the same time into common calls. There
 // is no delay: a worker that is free takes what there is, and what comes while
-// all are on the wire goes together into the next call.
+// all are on the wire goes together into the next call. Each node of a cluster has a
+// queue and workers of its own, so that one that does not answer holds up nothing else.
 type commits struct {
+	bus *Bus
+
+	mu     sync.Mutex // guards following
+	queues map[string]*commitQueue
+}
+
+// A commitQueue is what is to go to one node.
+type commitQueue struct {
 	log  *redisLog
 	wake chan struct{}
 
-	mu    sync.Mutex // guards following
-	queue []*commit
+	mu      sync.Mutex // guards following
+	waiting []*commit
 }
 
 // A commit is the part of a publication that is to go into one call.
@@ -251,89 +252,138 @@ const (
 	commitBytes   = 1 << 20 // in one call, unless one record is longer
 )
 
-// A notTakenError is the end of a commit that no worker had taken up.
-type notTakenError struct{ cause error }
-
-func (e *notTakenError) Error() string        { return e.cause.Error() }
-func (e *notTakenError) Unwrap() error        { return e.cause }
-func (e *notTakenError) Is(target error) bool { return target == errNotTaken }
-
-var errNotTaken = errors.New("not taken up")
-
-// do waits for the records' results; without them, the error says why.
-func (cs *commits) do(ctx context.Context, b *Bus, records []record) ([]appended, error) {
-	c := &commit{records: records, done: make(chan struct{})}
+// queue gives the queue of a node.
+func (cs *commits) queue(node string) *commitQueue {
 	cs.mu.Lock()
-	cs.queue = append(cs.queue, c)
-	cs.mu.Unlock()
-	signal(cs.wake)
-	var cause error
+	defer cs.mu.Unlock()
+	q := cs.queues[node]
+	if q == nil {
+		q = &commitQueue{log: cs.bus.log, wake: make(chan struct{}, commitWorkers)}
+		if cs.queues == nil {
+			cs.queues = make(map[string]*commitQueue)
+		}
+		cs.queues[node] = q
+		for range commitWorkers {
+			cs.bus.spawn(func() { q.work(cs.bus.ctx) })
+		}
+	}
+	return q
+}
+
+// do waits for the records' results. With an error, the context or the bus has ended
+// before some of them came.
+func (cs *commits) do(ctx context.Context, records []record) ([]appended, error) {
+	type part struct {
+		queue   *commitQueue
+		commit  *commit
+		indexes []int
+	}
+	var parts []part
+	for i := range records {
+		q := cs.queue(cs.bus.log.node(ctx, records[i].name))
+		n := slices.IndexFunc(parts, func(p part) bool { return p.queue == q })
+		if n < 0 {
+			n = len(parts)
+			parts = append(parts, part{queue: q, commit: &commit{done: make(chan struct{})}})
+		}
+		p := &parts[n]
+		p.commit.records = append(p.commit.records, records[i])
+		p.indexes = append(p.indexes, i)
+	}
+	for _, p := range parts {
+		p.queue.put(p.commit)
+	}
+	results := make([]appended, len(records))
+	var ended error
+	for _, p := range parts {
+		got, err := p.queue.wait(ctx, cs.bus.ctx, p.commit)
+		if err != nil {
+			ended = err
+		}
+		for n, i := range p.indexes {
+			results[i] = got[n]
+		}
+	}
+	return results, ended
+}
+
+func (q *commitQueue) put(c *commit) {
+	q.mu.Lock()
+	q.waiting = append(q.waiting, c)
+	q.mu.Unlock()
+	signal(q.wake)
+}
+
+// wait gives a commit's results; with an error, they say why there are none.
+func (q *commitQueue) wait(ctx, bus context.Context, c *commit) ([]appended, error) {
+	failed := appended{err: ErrClosed}
 	select {
 	case <-c.done:
 		return c.results, nil
 	case <-ctx.Done():
-		cause = context.Cause(ctx)
-	case <-b.ctx.Done():
-		cause = ErrClosed
+		failed.err = context.Cause(ctx)
+	case <-bus.Done():
 	}
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if i := slices.Index(cs.queue, c); i >= 0 {
-		cs.queue = slices.Delete(cs.queue, i, i+1)
-		return nil, &notTakenError{cause}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := slices.Index(q.waiting, c); i >= 0 {
+		q.waiting = slices.Delete(q.waiting, i, i+1)
+		failed.sure = true // no worker has taken it up
+	} else if isClosed(c.done) {
+		return c.results, nil
 	}
-	return nil, cause
+	return slices.Repeat([]appended{failed}, len(c.records)), failed.err
 }
 
 // work makes calls until the bus is closed.
-func (cs *commits) work(ctx context.Context) {
+func (q *commitQueue) work(ctx context.Context) {
 	for {
 		select {
-		case <-cs.wake:
+		case <-q.wake:
 		case <-ctx.Done():
 			return
 		}
 		for {
-			batch := cs.take()
+			batch := q.take()
 			if len(batch) == 0 {
 				break
 			}
-			cs.call(ctx, batch)
+			q.call(ctx, batch)
 		}
 	}
 }
 
 // take gives what fits into one call.
-func (cs *commits) take() []*commit {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
+func (q *commitQueue) take() []*commit {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	n, records, bytes := 0, 0, 0
-	for _, c := range cs.queue {
+	for _, c := range q.waiting {
 		records += len(c.records)
 		for i := range c.records {
 			bytes += len(c.records[i].event)
 		}
 		if n > 0 && (records > commitRecords || bytes > commitBytes) {
-			signal(cs.wake) // for another worker
+			signal(q.wake) // for another worker
 			break
 		}
 		n++
 	}
-	batch := slices.Clone(cs.queue[:n])
-	cs.queue = slices.Delete(cs.queue, 0, n)
+	batch := slices.Clone(q.waiting[:n])
+	q.waiting = slices.Delete(q.waiting, 0, n)
 	return batch
 }
 
 // call appends a batch: in one call, or in one for each channel, side by side,
 // where they cannot share one.
-func (cs *commits) call(ctx context.Context, batch []*commit) {
+func (q *commitQueue) call(ctx context.Context, batch []*commit) {
 	var all []record
 	for _, c := range batch {
 		all = append(all, c.records...)
 	}
 	results := make([]appended, len(all))
-	if !cs.log.perChannel {
-		results = cs.log.append(ctx, all)
+	if !q.log.perChannel {
+		results = q.log.append(ctx, all)
 	} else {
 		byChannel := map[string][]int{}
 		for i := range all {
@@ -346,7 +396,7 @@ func (cs *commits) call(ctx context.Context, batch []*commit) {
 				for n, i := range indexes {
 					part[n] = all[i]
 				}
-				for n, r := range cs.log.append(ctx, part) {
+				for n, r := range q.log.append(ctx, part) {
 					results[indexes[n]] = r
 				}
 			})

@@ -360,9 +360,18 @@ func (r *reader) wants(l *lane, e *entry) bool {
 // does not depend on what this reader remembers, and holds across a resume.
 func (r *reader) elsewhere(l *lane, e *entry) bool {
 	if !e.foreign() {
+		project := ProjectChannel(e.event.ProjectID)
 		for _, m := range r.lanes {
+			if m == l {
+				continue
+			}
 			at, ok := noted(e.also, m.tail.name)
-			if ok && m != l && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }) {
+			if ok && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }) {
+				return true
+			}
+			// In a cluster a message comes without notes; but the project's log has
+			// every event, and has it first.
+			if !ok && r.bus.log.perChannel && m.tail.channel == project && len(m.holes) == 0 {
 				return true
 			}
 		}

@@ -44,6 +44,11 @@ type tail struct {
 	held     []heldEvent
 	overflow bool // more came than can be held
 
+	// due is what a fill found though nothing was in doubt: the channel has yet to
+	// bring it.
+	due      Position
+	dueSince time.Time
+
 	readers   int
 	idleSince time.Time
 }
@@ -94,6 +99,9 @@ func (t *tail) offer(ev Event, also string) bool {
 		return true
 	}
 	ev.Position.mark = fingerprint(ev.ID)
+	if t.due.epoch == ev.Position.epoch && t.due.seq <= ev.Position.seq {
+		t.due = Position{}
+	}
 	if t.doubt {
 		t.holdLocked(heldEvent{ev, also})
 		return true // a fill is under way already
@@ -116,6 +124,14 @@ func (t *tail) question() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.doubtLocked(true)
+	t.due = Position{}
+}
+
+// overdue tells whether the channel has not brought, since then, what it should have.
+func (t *tail) overdue(since time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.due.IsZero() && t.dueSince.Before(since)
 }
 
 func (t *tail) doubtLocked(broken bool) {
@@ -182,6 +198,9 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool
 		t.takeLocked(page)
 	}
 	t.expires = page.expires
+	if !t.doubt && connected && t.next != next && t.due.IsZero() {
+		t.due, t.dueSince = t.last, time.Now()
+	}
 	if !t.doubt || !connected {
 		return !t.doubt
 	}

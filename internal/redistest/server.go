@@ -24,7 +24,9 @@ import (
 type Server struct {
 	Addr string
 	args []string
-	cmd  *exec.Cmd
+
+	mu  sync.Mutex // guards following
+	cmd *exec.Cmd
 }
 
 // Start starts a redis-server with further arguments, and ends it with the test. It
@@ -85,6 +87,8 @@ func freePort(t testing.TB) string {
 // Restart runs the process, on the port that it had, and waits until it serves.
 func (s *Server) Restart(t testing.TB) {
 	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.cmd = exec.Command(s.args[0], s.args[1:]...)
 	out, err := s.cmd.StdoutPipe()
 	if err == nil {
@@ -120,6 +124,8 @@ func (s *Server) Restart(t testing.TB) {
 
 // Kill ends the process as kill -9 does.
 func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.cmd != nil && s.cmd.Process != nil {
 		_ = s.cmd.Process.Kill()
 		_ = s.cmd.Wait()
@@ -127,10 +133,16 @@ func (s *Server) Kill() {
 }
 
 // Freeze stops the process without ending it; its connections stay open and silent.
-func (s *Server) Freeze() { _ = s.cmd.Process.Signal(syscall.SIGSTOP) }
+func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
 
 // Thaw lets a frozen process go on.
-func (s *Server) Thaw() { _ = s.cmd.Process.Signal(syscall.SIGCONT) }
+func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.cmd.Process.Signal(sig)
+}
 
 // Client makes a client that is closed with the test.
 func (s *Server) Client(t testing.TB) *redis.Client {
@@ -273,4 +285,59 @@ func wait(t testing.TB, what string, ok func(ctx context.Context) bool) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// MoveSlot moves a slot and its keys from the master that has it to another one, key by
+// key, while both serve it.
+func (c *Cluster) MoveSlot(t testing.TB, slot int, to *Server) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	do := func(s *Server, args ...any) any {
+		t.Helper()
+		rdb := redis.NewClient(&redis.Options{Addr: s.Addr})
+		defer rdb.Close()
+		reply, err := rdb.Do(ctx, args...).Result()
+		if err != nil {
+			t.Fatalf("%v: %s", args, err)
+		}
+		return reply
+	}
+	from := c.Owner(t, slot)
+	if from == to {
+		return
+	}
+	fromID, toID := do(from, "cluster", "myid"), do(to, "cluster", "myid")
+	do(to, "cluster", "setslot", slot, "importing", fromID)
+	do(from, "cluster", "setslot", slot, "migrating", toID)
+	host, port, _ := net.SplitHostPort(to.Addr)
+	for {
+		keys := do(from, "cluster", "getkeysinslot", slot, 10).([]any)
+		if len(keys) == 0 {
+			break
+		}
+		do(from, append([]any{"migrate", host, port, "", 0, 5000, "keys"}, keys...)...)
+	}
+	for _, s := range append([]*Server{to, from}, c.Masters...) {
+		do(s, "cluster", "setslot", slot, "node", toID)
+	}
+}
+
+// Owner gives the master that has a slot.
+func (c *Cluster) Owner(t testing.TB, slot int) *Server {
+	t.Helper()
+	nodes := slices.Concat(c.Masters, c.Replicas)
+	rdb := redis.NewClient(&redis.Options{Addr: c.Masters[0].Addr})
+	defer rdb.Close()
+	for _, r := range rdb.ClusterSlots(context.Background()).Val() {
+		if r.Start <= slot && slot <= r.End && len(r.Nodes) > 0 {
+			for _, s := range nodes {
+				if s.Addr == r.Nodes[0].Addr {
+					return s
+				}
+			}
+		}
+	}
+	t.Fatalf("nobody has slot %d", slot)
+	return nil
 }

@@ -1,0 +1,332 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A link is the Pub/Sub connection to one node, broken and made again as often as
+// need be, and the channels that come over it.
+type link struct {
+	feed   *feed
+	node   string
+	retire context.CancelFunc
+
+	// The feed's lock guards these.
+	client Client // of the node, or of all where there is one link
+	// unsent are channels that the session has yet to subscribe to or, if they
+	// are not the link's any more, to unsubscribe from.
+	unsent []string
+	// confirmed are the channels that Redis has confirmed in this session, with a
+	// number that tells one confirmation from another.
+	confirmed map[string]uint64
+	confirms  uint64
+
+	changed chan struct{}         // unsent has something
+	heard   atomic.Int64          // when a connection last brought anything, UnixNano
+	failing atomic.Pointer[error] // why there is no session
+
+	// When the last ping was sent, and the one before it, UnixNano.
+	pinged, pingedBefore atomic.Int64
+
+	prior []note // where the event that came last has come on; used by receive alone
+}
+
+const subscribeBatch = 512
+
+func newLink(f *feed, node string) *link {
+	l := &link{feed: f, node: node, changed: make(chan struct{}, 1)}
+	l.heard.Store(time.Now().UnixNano())
+	return l
+}
+
+// sendLocked notes that a channel came or went.
+func (l *link) sendLocked(name string) {
+	l.unsent = append(l.unsent, name)
+	signal(l.changed)
+}
+
+// run keeps a session until the bus is closed or nothing is carried any more.
+func (l *link) run(ctx context.Context) {
+	var retry backoff
+	for {
+		began := time.Now()
+		err := l.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		l.failing.Store(&err)
+		l.feed.bus.stats.reconnects.Add(1)
+		l.feed.bus.warn("a Pub/Sub connection broke; connecting again", err)
+		if time.Since(began) > 5*time.Second {
+			retry = backoff{}
+		}
+		select {
+		case <-retry.after():
+		case <-ctx.Done():
+			return
+		}
+		l.giveBack()
+	}
+}
+
+// giveBack lets the feed find anew where the channels belong, where nodes share them.
+func (l *link) giveBack() {
+	f := l.feed
+	if l.node == "" {
+		return
+	}
+	f.log.cluster.ReloadState(f.bus.ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, carrier := range f.carrier {
+		if carrier == l {
+			delete(f.carrier, name)
+			f.stray = append(f.stray, name)
+		}
+	}
+	signal(f.strays)
+}
+
+// Why a session ends though its connection is open.
+var (
+	errSilent = errors.New("no answer to a ping on the Pub/Sub connection")
+	errDeaf   = errors.New("the Pub/Sub connection does not bring what is in the logs: its server is not the one that is published to")
+	errMoved  = errors.New("a channel has moved to another node")
+)
+
+// session is the life of one Pub/Sub connection. Whatever goes wrong with it, the
+// answer is the same: close it, doubt every tail, begin another one.
+func (l *link) session(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f := l.feed
+	f.mu.Lock()
+	l.confirmed = make(map[string]uint64)
+	l.unsent = l.unsent[:0]
+	for name, carrier := range f.carrier {
+		if carrier == l {
+			l.unsent = append(l.unsent, name)
+		}
+	}
+	client := l.client
+	f.mu.Unlock()
+	signal(l.changed)
+
+	pubsub := f.log.pubSub(ctx, client)
+	broke := make(chan error, 1)
+	received := make(chan struct{})
+	f.bus.spawn(func() {
+		defer close(received)
+		broke <- l.receive(ctx, pubsub)
+	})
+	defer func() {
+		cancel()
+		pubsub.Close()
+		<-received
+		l.question()
+	}()
+
+	freshness := f.bus.options.freshness
+	ping := time.NewTicker(freshness / 5)
+	defer ping.Stop()
+	began := time.Now()
+	l.pinged.Store(0)
+	l.pingedBefore.Store(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-broke:
+			return err
+		case <-l.changed:
+			if err := l.subscribe(ctx, pubsub); err != nil {
+				return err
+			}
+		case now := <-ping.C:
+			if min(l.silence(), now.Sub(began)) > freshness/2 {
+				return errSilent
+			}
+			l.pingedBefore.Store(l.pinged.Swap(now.UnixNano()))
+			if err := pubsub.Ping(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// silence tells for how long no connection has brought anything.
+func (l *link) silence() time.Duration {
+	return time.Duration(time.Now().UnixNano() - l.heard.Load())
+}
+
+// subscribe tells Redis of the channels that came or went, many at a time.
+func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
+	f := l.feed
+	f.mu.Lock()
+	names := l.unsent
+	l.unsent = nil
+	var come, gone []string
+	for _, name := range names {
+		switch {
+		case name == "":
+		case f.carrier[name] == l:
+			come = append(come, name)
+		default:
+			gone = append(gone, name)
+			delete(l.confirmed, name)
+		}
+	}
+	f.mu.Unlock()
+	subscribe, unsubscribe, batch := pubsub.Subscribe, pubsub.Unsubscribe, subscribeBatch
+	if f.log.sharded {
+		// One command takes channels of one slot only.
+		subscribe, unsubscribe, batch = pubsub.SSubscribe, pubsub.SUnsubscribe, 1
+	}
+	for names := range slices.Chunk(gone, batch) {
+		if err := unsubscribe(ctx, names...); err != nil {
+			return err
+		}
+	}
+	for names := range slices.Chunk(come, batch) {
+		if err := subscribe(ctx, names...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive reads the connection. go-redis may connect again by itself before it
+// returns an error, or without one: then confirmations come a second time.
+func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
+	for {
+		message, err := pubsub.Receive(ctx)
+		if err != nil {
+			return err
+		}
+		l.heard.Store(time.Now().UnixNano())
+		l.failing.Store(nil)
+		switch m := message.(type) {
+		case *redis.Message:
+			l.deliver(m.Channel, m.Payload)
+		case *redis.Subscription:
+			switch m.Kind {
+			case "subscribe", "ssubscribe":
+				l.confirm(m.Channel)
+			case "sunsubscribe":
+				if l.isConfirmed(m.Channel) {
+					return fmt.Errorf("%w: %s", errMoved, m.Channel)
+				}
+			}
+		case *redis.Pong:
+			if before := l.pingedBefore.Load(); before != 0 && l.deaf(time.Unix(0, before)) {
+				return errDeaf
+			}
+		}
+	}
+}
+
+// deaf tells whether some tail got from its log what should have come here since.
+// An answer to a ping comes behind all that was published before it; the ping
+// before that one counts, since the nodes of a cluster take a moment.
+func (l *link) deaf(since time.Time) bool {
+	f := l.feed
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for name := range l.confirmed {
+		if t := f.tail[name]; t != nil && t.overdue(since) {
+			return true
+		}
+	}
+	return false
+}
+
+// confirm notes that the channel is listened to from here on; what came before
+// is in the log.
+func (l *link) confirm(name string) {
+	f := l.feed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.tail[name]; t != nil && f.carrier[name] == l {
+		l.confirms++
+		l.confirmed[name] = l.confirms
+		t.question()
+		f.wantLocked(t, true)
+	}
+}
+
+func (l *link) isConfirmed(name string) bool {
+	l.feed.mu.RLock()
+	defer l.feed.mu.RUnlock()
+	return l.confirmed[name] != 0
+}
+
+// question puts every tail of the link in doubt.
+func (l *link) question() {
+	f := l.feed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(l.confirmed)
+	for name, carrier := range f.carrier {
+		if t := f.tail[name]; t != nil && carrier == l {
+			t.question()
+			f.wantLocked(t, true)
+		}
+	}
+}
+
+// A note says that an event is in the log of a channel. Messages of one event on
+// several channels come one behind the other, as one script has published them: so
+// the link knows of an event what its log entries have in writing. (From the nodes of a
+// cluster they come in any order, and say nothing.)
+type note struct {
+	id   string
+	name string
+	pos  Position
+}
+
+// notes gives what is known of an event that now comes on a channel.
+func (l *link) notes(ev *Event, name string) string {
+	also := ""
+	if len(l.prior) > 0 && l.prior[0].id == ev.ID {
+		for _, n := range l.prior {
+			also += " " + n.name + "@" + n.pos.String()
+		}
+	} else {
+		l.prior = l.prior[:0]
+	}
+	l.prior = append(l.prior, note{ev.ID, name, ev.Position})
+	return also
+}
+
+// deliver offers a message to its tail.
+func (l *link) deliver(name, payload string) {
+	f := l.feed
+	f.mu.RLock()
+	t := f.tail[name]
+	f.mu.RUnlock()
+	if t == nil {
+		return // it was unsubscribed meanwhile
+	}
+	ev, err := decode([]byte(payload))
+	if err == nil && ev.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
+		err = fmt.Errorf("message of %d bytes: %w", len(payload), ErrTooLarge)
+	}
+	if err != nil {
+		f.bus.unreadable(err)
+		return
+	}
+	also := ""
+	if !ev.Position.IsZero() && !f.log.perChannel {
+		also = l.notes(&ev, name)
+	}
+	if !t.offer(ev, also) {
+		f.want(true, t)
+	}
+}

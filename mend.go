@@ -1,0 +1,180 @@
+package eventbus
+
+import (
+	"context"
+	"time"
+)
+
+// fillBatch is how many logs are read in one round trip.
+const fillBatch = 64
+
+// want notes tails that are to be filled, urgently where they are in doubt.
+func (f *feed) want(urgent bool, tails ...*tail) {
+	if len(tails) == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, t := range tails {
+		f.wantLocked(t, urgent)
+	}
+}
+
+func (f *feed) wantLocked(t *tail, urgent bool) {
+	f.wanted[t] = f.wanted[t] || urgent
+	signal(f.wants)
+}
+
+// A fillQueue has the tails of one node that are to be filled: a node that does not
+// answer holds up only its own.
+type fillQueue struct {
+	urgent, routine map[*tail]bool
+	busy            bool // a batch is under way
+}
+
+// take gives the next batch, those in doubt first.
+func (q *fillQueue) take() (batch []*tail) {
+	for _, set := range []map[*tail]bool{q.urgent, q.routine} {
+		for t := range set {
+			if len(batch) == fillBatch {
+				return batch
+			}
+			delete(set, t)
+			batch = append(batch, t)
+		}
+	}
+	return batch
+}
+
+// A filled is the end of a batch.
+type filled struct {
+	queue  *fillQueue
+	failed []*tail
+}
+
+// mend fills tails in doubt as soon as they are, and looks after all of them now
+// and then. It does not need Pub/Sub: while that is away, events come from the
+// logs, later but none the less.
+func (f *feed) mend(ctx context.Context) {
+	freshness := f.bus.options.freshness
+	care := time.NewTicker(freshness / 10)
+	defer care.Stop()
+	compare := time.NewTicker(freshness * 2 / 5)
+	defer compare.Stop()
+	queues := make(map[string]*fillQueue) // by node
+	done := make(chan filled)
+	var retry backoff
+	var failed []*tail
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.wants:
+		case <-again:
+			again = nil
+			f.want(true, failed...)
+			failed = nil
+		case now := <-care.C:
+			f.dropCold(now)
+			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 })...)
+		case <-compare.C:
+			// What a connection that looks alive has not brought is in the logs.
+			f.want(false, f.tails(func(t *tail) bool { return t.readers > 0 })...)
+		case d := <-done:
+			d.queue.busy = false
+			if failed = append(failed, d.failed...); len(failed) == 0 {
+				retry = backoff{}
+			} else if again == nil {
+				again = retry.after()
+			}
+		}
+		f.sort(ctx, queues)
+		for node, q := range queues {
+			if q.busy {
+				continue
+			}
+			batch := q.take()
+			if len(batch) == 0 {
+				delete(queues, node)
+				continue
+			}
+			q.busy = true
+			f.bus.spawn(func() {
+				d := filled{q, f.fill(ctx, batch)}
+				select {
+				case done <- d:
+				case <-ctx.Done():
+				}
+			})
+		}
+	}
+}
+
+// sort puts the tails that are wanted into the queues of their nodes.
+func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
+	f.mu.Lock()
+	wanted := f.wanted
+	f.wanted = make(map[*tail]bool)
+	for t := range wanted {
+		if f.tail[t.name] != t {
+			delete(wanted, t) // it was dropped
+		}
+	}
+	f.mu.Unlock()
+	for t, urgent := range wanted {
+		node := f.log.node(ctx, t.name)
+		q := queues[node]
+		if q == nil {
+			q = &fillQueue{urgent: make(map[*tail]bool), routine: make(map[*tail]bool)}
+			queues[node] = q
+		}
+		if urgent {
+			q.urgent[t] = true
+			delete(q.routine, t)
+		} else if !q.urgent[t] {
+			q.routine[t] = true
+		}
+	}
+}
+
+// fill brings tails up to their logs' ends, and gives back those whose log could not
+// be read.
+func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
+	requests := make([]readRequest, len(tails))
+	listened := make([]confirmation, len(tails))
+	for i, t := range tails {
+		listened[i] = f.confirmation(t)
+		requests[i] = t.want()
+	}
+	pages, errs := f.log.readMany(ctx, requests)
+	f.bus.stats.fills.Add(int64(len(tails)))
+	for i, t := range tails {
+		if errs[i] != nil {
+			f.bus.warn("filling from a log failed; trying again", errs[i])
+			failed = append(failed, t)
+			continue
+		}
+		// The read counts as whole only if the channel was listened to all along.
+		listens := listened[i].number != 0 && f.confirmation(t) == listened[i]
+		if !t.fill(requests[i], pages[i], listens) && listens {
+			f.want(true, t)
+		}
+	}
+	return failed
+}
+
+// A confirmation is Redis's word that a channel is listened to; zero without.
+type confirmation struct {
+	link   *link
+	number uint64
+}
+
+func (f *feed) confirmation(t *tail) confirmation {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if l := f.carrier[t.name]; l != nil {
+		return confirmation{l, l.confirmed[t.name]}
+	}
+	return confirmation{}
+}
