@@ -20,6 +20,12 @@ var (
 	// reached or did not answer in time; trying again later may help.
 	ErrUnavailable = errors.New("redis is not available")
 
+	// ErrRevoked ends a subscription whose identity was given to [Bus.Revoke].
+	ErrRevoked = errors.New("eventbus: the reader was revoked")
+
+	// ErrLimit is what every [*LimitError] is.
+	ErrLimit = errors.New("a limit of the bus is reached")
+
 	// ErrUnsupported is wrapped by the error of [New] for a Redis that
 	// cannot do what the bus needs; the message says what to change.
 	ErrUnsupported = errors.New("redis cannot be used")
@@ -106,6 +112,30 @@ func excerpt(s string) string {
 	}
 	return fmt.Sprintf("%q", s)
 }
+
+// The limits of a [LimitError].
+const (
+	LimitSubscribers = "subscribers"              // see [WithMaxSubscribers]
+	LimitPerIdentity = "subscribers per identity" // see [WithMaxPerIdentity]
+	LimitRequestSize = "request size"             // see [WithMaxRequestSize]
+)
+
+// A LimitError says that something new was refused because as much as the bus allows
+// is there. Trying again later may help, but not for a request that is too large.
+type LimitError struct {
+	// Limit is one of the constants LimitSubscribers and so on.
+	Limit string
+	// Max is what is allowed.
+	Max int
+}
+
+// Error names the limit.
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("eventbus: %s: %s: at most %d", ErrLimit, e.Limit, e.Max)
+}
+
+// Is makes errors.Is(err, ErrLimit) true.
+func (e *LimitError) Is(target error) bool { return target == ErrLimit }
 
 // A GapReason says why events between two positions could not be delivered.
 type GapReason string

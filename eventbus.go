@@ -21,6 +21,10 @@ type Bus struct {
 	logs    burstLog
 	stats   counters
 
+	admitted  admissions
+	watchOnce sync.Once
+	watches   chan struct{} // closed when revocations are listened to
+
 	pageBytes atomic.Int64
 	searching chan struct{} // a slot for each search of a log
 
@@ -68,6 +72,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		over:      make(chan struct{}),
 		waited:    make(chan struct{}),
 		empty:     make(chan struct{}),
+		watches:   make(chan struct{}),
 	}
 	b.log.retention = b.options.keep
 	b.ctx, b.cancel = context.WithCancel(context.Background())
@@ -268,6 +273,8 @@ func (b *Bus) Health() error {
 // counters are what Stats shows.
 type counters struct {
 	published, retries, fills, gaps, unreadable, reconnects atomic.Int64
+
+	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize, refusedRequestSize atomic.Int64
 }
 
 // Stats are counts since the bus was made, and present numbers.
@@ -280,6 +287,16 @@ type Stats struct {
 	Reconnects int64 // Pub/Sub connections that broke
 	Channels   int   // channels that are listened to, warm ones included
 	Active     int   // publishes and subscriptions under way
+	Refused    Refused
+}
+
+// Refused counts what was refused at a limit.
+type Refused struct {
+	Subscribers int64 // subscriptions; see [WithMaxSubscribers]
+	PerIdentity int64 // subscriptions; see [WithMaxPerIdentity]
+	Channels    int64 // subscriptions and publishes; see [WithMaxChannels]
+	EventSize   int64 // publishes; see [WithMaxEventSize]
+	RequestSize int64 // requests for a stream; see [WithMaxRequestSize]
 }
 
 // Stats returns the present numbers.
@@ -291,6 +308,13 @@ func (b *Bus) Stats() Stats {
 		Gaps:       b.stats.gaps.Load(),
 		Unreadable: b.stats.unreadable.Load(),
 		Reconnects: b.stats.reconnects.Load(),
+		Refused: Refused{
+			Subscribers: b.stats.refusedSubscribers.Load(),
+			PerIdentity: b.stats.refusedPerIdentity.Load(),
+			Channels:    b.stats.refusedChannels.Load(),
+			EventSize:   b.stats.refusedEventSize.Load(),
+			RequestSize: b.stats.refusedRequestSize.Load(),
+		},
 	}
 	b.feed.mu.RLock()
 	s.Channels = len(b.feed.tail)

@@ -32,7 +32,7 @@ var (
 // [*ValidationError], for a request that makes no sense, is answered with 400. It
 // runs on the request's goroutine, and is asked again with the same request at
 // every keepalive and at Subscription.ValidUntil: when it then refuses, or returns
-// other channels, the stream ends. Any other error is taken to be temporary.
+// other channels or another identity, the stream ends. [Bus.Revoke] ends it at once. Any other error is taken to be temporary.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 //		user := session(r)
@@ -71,6 +71,11 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 		problem(w, http.StatusInternalServerError, "the server cannot stream here", nil)
 		return
 	}
+	if size := requestSize(r); size > b.options.maxRequestSize {
+		b.stats.refusedRequestSize.Add(1)
+		b.refuse(w, r, &LimitError{Limit: LimitRequestSize, Max: b.options.maxRequestSize})
+		return
+	}
 	sub, err := authorize(r)
 	if err != nil {
 		b.refuse(w, r, err)
@@ -96,7 +101,7 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 			b.warn("authorising a stream failed; asking again", err)
 			return time.Now().Add(b.options.keepalive), true
 		}
-		return again.ValidUntil, err == nil && sameChannels(channels, again.Channels)
+		return again.ValidUntil, err == nil && again.Identity == sub.Identity && sameChannels(channels, again.Channels)
 	}
 	streamHeader(w.Header())
 	control := http.NewResponseController(w)
@@ -112,6 +117,17 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 		// On HTTP/2 a deadline that passes resets a stream that only idles.
 		_ = control.SetWriteDeadline(time.Time{})
 	}
+}
+
+// requestSize is what a client can make as long as it likes.
+func requestSize(r *http.Request) int {
+	size := len(r.URL.RawQuery)
+	for name, values := range r.Header {
+		for _, v := range values {
+			size += len(name) + len(v)
+		}
+	}
+	return size
 }
 
 func sameChannels(a, b []Channel) bool {
@@ -185,6 +201,11 @@ func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			return
 		}
 	}
+	var limit *LimitError
+	if errors.As(err, &limit) && limit.Limit == LimitRequestSize {
+		problem(w, http.StatusRequestHeaderFieldsTooLarge, limit.Error(), nil)
+		return
+	}
 	if r.Context().Err() != nil {
 		return // nobody is there any more
 	}
@@ -195,6 +216,10 @@ func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if !strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/event-stream") {
 		seconds := int64((retry + time.Second - 1) / time.Second)
 		w.Header().Set("Retry-After", strconv.FormatInt(seconds, 10))
+		if limit != nil && limit.Limit == LimitPerIdentity {
+			problem(w, http.StatusTooManyRequests, limit.Error(), nil)
+			return
+		}
 		problem(w, http.StatusServiceUnavailable, "the event bus cannot serve now", nil)
 		return
 	}

@@ -17,6 +17,11 @@ type options struct {
 	retentionOf  map[ChannelKind]Retention
 	maxEventSize int
 	maxChannels  int
+
+	maxSubscribers int
+	maxPerIdentity int
+	maxRequestSize int
+
 	keepalive    time.Duration
 	writeTimeout time.Duration
 	retry        time.Duration
@@ -31,6 +36,11 @@ func defaults() options {
 		retentionOf:  map[ChannelKind]Retention{},
 		maxEventSize: 256 << 10,
 		maxChannels:  32,
+
+		maxSubscribers: 100_000,
+		maxPerIdentity: 100,
+		maxRequestSize: 16 << 10,
+
 		keepalive:    15 * time.Second,
 		writeTimeout: 10 * time.Second,
 		retry:        2 * time.Second,
@@ -74,6 +84,23 @@ func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSi
 // is 32; less than 1 or more than 40 is an error of [New], since a cursor covers
 // all of them and must fit into a header.
 func WithMaxChannels(n int) Option { return func(o *options) { o.maxChannels = n } }
+
+// WithMaxSubscribers sets how many subscriptions may be open in this process at once.
+// One more gets a [*LimitError]; [Bus.Handler] answers it like a Redis that is away. The
+// default is 100,000; less than 1 is an error of [New].
+func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribers = n } }
+
+// WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity
+// may be open in this process at once. One more gets a [*LimitError]; [Bus.Handler]
+// tells an EventSource to come back later, and other clients 429. The default is 100;
+// less than 1 is an error of [New].
+func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
+
+// WithMaxRequestSize sets how many bytes the query and the header fields of a request to
+// [Bus.Handler] may have together. One with more gets status 431, before it is
+// authorised. The default is 16 KiB; less than 1 KiB is an error of [New]. What a
+// server reads at all, [net/http.Server] limits with MaxHeaderBytes.
+func WithMaxRequestSize(bytes int) Option { return func(o *options) { o.maxRequestSize = bytes } }
 
 // WithKeepalive sets how long an SSE stream may go without a write before it
 // gets one, and how often the function that authorises it is asked again. The
@@ -130,6 +157,12 @@ func (o *options) check() error {
 		return bad("WithMaxEventSize", "%d is not between 1 KiB and 64 MiB", o.maxEventSize)
 	case o.maxChannels < 1 || o.maxChannels > 40:
 		return bad("WithMaxChannels", "%d is not between 1 and 40", o.maxChannels)
+	case o.maxSubscribers < 1:
+		return bad("WithMaxSubscribers", "%d is less than 1", o.maxSubscribers)
+	case o.maxPerIdentity < 1:
+		return bad("WithMaxPerIdentity", "%d is less than 1", o.maxPerIdentity)
+	case o.maxRequestSize < 1<<10:
+		return bad("WithMaxRequestSize", "%d is less than 1 KiB", o.maxRequestSize)
 	case o.keepalive < 10*time.Millisecond:
 		return bad("WithKeepalive", "%s is less than 10ms", o.keepalive)
 	case o.writeTimeout < 10*time.Millisecond:
@@ -146,6 +179,9 @@ func (o *options) check() error {
 
 // keep is the retention of a kind of channel.
 func (o *options) keep(kind ChannelKind) Retention {
+	if kind == controlChannel.kind {
+		return controlRetention
+	}
 	if r, ok := o.retentionOf[kind]; ok {
 		return r
 	}

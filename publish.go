@@ -63,25 +63,35 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 		}
 	}
 	if len(channels) > b.options.maxChannels {
+		b.stats.refusedChannels.Add(1)
 		return Receipt{}, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
 	}
 	data := ev.appendJSON(nil)
 	if len(data) > b.options.maxEventSize {
+		b.stats.refusedEventSize.Add(1)
 		return Receipt{}, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
 	}
+	receipt, err := b.publish(ctx, ev.ID, data, channels, opts.Idempotent)
+	if err == nil {
+		b.stats.published.Add(1)
+	}
+	return receipt, err
+}
+
+// publish appends an event's JSON to the logs of channels.
+func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (Receipt, error) {
 	if !b.enter() {
 		return Receipt{}, ErrClosed
 	}
 	defer b.leave()
-
-	p := publication{bus: b, id: ev.ID, again: b.doubted.take(ev.ID)}
+	p := publication{bus: b, id: id, again: b.doubted.take(id)}
 	for _, c := range channels {
-		r := record{name: b.log.name(c), kind: c.Kind(), event: data, id: ev.ID, idempotent: opts.Idempotent}
+		r := record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
 		r.since = b.log.head(r.name)
 		switch {
 		case p.again:
 			r.look, r.since = lookAll, Position{}
-		case opts.Idempotent:
+		case idempotent:
 			r.look = lookIdempotent
 		}
 		p.records = append(p.records, r)
@@ -90,13 +100,12 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 	if err != nil {
 		return Receipt{}, p.failed(channels, err)
 	}
-	receipt := Receipt{ID: ev.ID, Repeated: true}
+	receipt := Receipt{ID: id, Repeated: true}
 	for i := range p.results {
 		receipt.Repeated = receipt.Repeated && p.results[i].again
 	}
 	key := newCursorKey(p.names())
 	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.results[i].pos }))}
-	b.stats.published.Add(1)
 	return receipt, nil
 }
 

@@ -19,6 +19,10 @@ type reader struct {
 	holes  int // of all lanes
 	passed int // how often a lane has passed over one
 	seen   recent
+
+	counted  bool          // it was admitted
+	identity identity      // whose it is,
+	revoked  chan struct{} // closed when that one may read no more; nil without an identity
 }
 
 // A lane is a reader's way through one channel.
@@ -96,6 +100,9 @@ type step struct {
 // open begins a subscription. It waits until all its channels can be read.
 func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if err := sub.check(&b.options); err != nil {
+		if len(sub.Channels) > b.options.maxChannels {
+			b.stats.refusedChannels.Add(1)
+		}
 		return nil, err
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -104,7 +111,54 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
-	r := &reader{bus: b, types: sub.Types, waiter: newWaiter()}
+	r := &reader{bus: b}
+	if err := b.admit(r, sub.Identity); err != nil {
+		b.leave()
+		return nil, err
+	}
+	r.counted = true
+	if r.revoked != nil {
+		b.watchOnce.Do(func() { b.spawn(b.watch) })
+		if err := b.await(ctx, b.watches); err != nil {
+			r.close()
+			return nil, err
+		}
+	}
+	if err := b.begin(ctx, r, sub); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// await waits for what must be there before a subscription can begin.
+func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.draining:
+		return ErrClosed
+	}
+}
+
+// newReader makes a reader of the bus's own, which no limit counts.
+func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
+	r := &reader{bus: b}
+	if err := b.begin(ctx, r, sub); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// begin sets a reader to where its subscription begins. With an error, it closes it.
+func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error) {
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	r.types, r.waiter = sub.Types, newWaiter()
 	var names []string
 	for _, c := range sub.Channels {
 		t := b.feed.acquire(c)
@@ -113,14 +167,8 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	}
 	r.key = newCursorKey(names)
 	for _, l := range r.lanes {
-		select {
-		case <-l.tail.opened:
-		case <-ctx.Done():
-			r.close()
-			return nil, context.Cause(ctx)
-		case <-b.draining:
-			r.close()
-			return nil, ErrClosed
+		if err := b.await(ctx, l.tail.opened); err != nil {
+			return err
 		}
 	}
 	for _, l := range r.lanes {
@@ -133,11 +181,7 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if len(r.lanes) == 1 {
 		r.lanes[0].from = 0
 	}
-	if err := r.start(ctx, sub, names); err != nil {
-		r.close()
-		return nil, err
-	}
-	return r, nil
+	return r.start(ctx, sub, names)
 }
 
 // start moves the lanes from the present to where the subscription begins.
@@ -219,7 +263,10 @@ func (r *reader) close() {
 		l.tail.forget(&l.place)
 		r.bus.feed.release(l.tail)
 	}
-	r.bus.leave()
+	if r.counted {
+		r.bus.dismiss(r)
+		r.bus.leave()
+	}
 }
 
 // next gives the next step. It waits until there is one, the context or the bus
@@ -234,6 +281,9 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 		draining := r.bus.isDraining()
 		if draining && !drain || r.bus.isClosed() {
 			return step{}, ErrClosed
+		}
+		if isClosed(r.revoked) {
+			return step{}, ErrRevoked
 		}
 		st, err := r.step(ctx)
 		switch {
@@ -255,6 +305,7 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 		case <-timeout:
 			return step{timeout: true}, nil
 		case <-ctx.Done():
+		case <-r.revoked:
 		case <-r.bus.draining:
 		}
 	}

@@ -29,10 +29,17 @@ type Subscription struct {
 	// when there is one channel. Anything else is a gap with [GapUnknown] in every
 	// channel. It counts before After; [Bus.Handler] sets it from the request.
 	LastEventID string
+	// Identity says who reads, in whatever way the program tells its users apart.
+	// [WithMaxPerIdentity] limits how many subscriptions each may have open, and
+	// [Bus.Revoke] ends them. Without one, neither applies. At most 1,024 bytes; it
+	// leaves the process only as a SHA-256 hash.
+	Identity string
 	// ValidUntil is, for [Bus.Handler], the time at which the function that
 	// authorises the stream is asked again at the latest; zero means at keepalives.
 	ValidUntil time.Time
 }
+
+const maxIdentity = 1024
 
 // check refuses a subscription that cannot be read.
 func (s *Subscription) check(o *options) error {
@@ -54,6 +61,9 @@ func (s *Subscription) check(o *options) error {
 		if _, err := path.Match(t, ""); err != nil || t == "" {
 			p.add("types", "has %s, which is not a glob", excerpt(t))
 		}
+	}
+	if len(s.Identity) > maxIdentity {
+		p.add("identity", "has %d bytes, more than %d", len(s.Identity), maxIdentity)
 	}
 	if s.Oldest && !s.After.IsZero() {
 		p.add("oldest", "is set beside after")
@@ -91,8 +101,8 @@ func distinct(channels []Channel) []Channel {
 // Within a channel events come in the order of its log, each once, also where it
 // was published to several of the channels. Nothing happens before the range
 // begins; "now" is then. The walk is endless: a gap is the one error after which it goes on;
-// any other is the last: the cause of the context's end, [ErrClosed], or a
-// [*ValidationError] for the channels. It outlasts a Redis that is away. A loop
+// any other is the last: the cause of the context's end, [ErrClosed], [ErrRevoked], a
+// [*LimitError], or a [*ValidationError] for the channels. It outlasts a Redis that is away. A loop
 // body that takes its time delays nobody else, and costs no memory: it is behind,
 // and reads from the log what it has missed.
 //

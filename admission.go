@@ -1,0 +1,159 @@
+package eventbus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// The admissions know the open subscriptions: how many there are, and whose. At a
+// limit a new one is refused; none that is open is ended for it.
+type admissions struct {
+	mu sync.Mutex // guards following
+	n  int
+	of map[identity]map[*reader]bool
+}
+
+// An identity is the hash of [Subscription].Identity: what it hides may be a secret.
+type identity [sha256.Size]byte
+
+func identify(text string) identity { return sha256.Sum256([]byte(text)) }
+
+// admit counts a reader in, unless that would be one too many.
+func (b *Bus) admit(r *reader, who string) error {
+	o, reg := &b.options, &b.admitted
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	if reg.n >= o.maxSubscribers {
+		b.stats.refusedSubscribers.Add(1)
+		return &LimitError{Limit: LimitSubscribers, Max: o.maxSubscribers}
+	}
+	if who != "" {
+		r.identity = identify(who)
+		have := reg.of[r.identity]
+		if len(have) >= o.maxPerIdentity {
+			b.stats.refusedPerIdentity.Add(1)
+			return &LimitError{Limit: LimitPerIdentity, Max: o.maxPerIdentity}
+		}
+		if have == nil {
+			if reg.of == nil {
+				reg.of = make(map[identity]map[*reader]bool)
+			}
+			have = make(map[*reader]bool)
+			reg.of[r.identity] = have
+		}
+		r.revoked = make(chan struct{})
+		have[r] = true
+	}
+	reg.n++
+	return nil
+}
+
+// dismiss takes a reader out that was admitted.
+func (b *Bus) dismiss(r *reader) {
+	reg := &b.admitted
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	reg.n--
+	if r.revoked == nil {
+		return
+	}
+	have := reg.of[r.identity]
+	if delete(have, r); len(have) == 0 {
+		delete(reg.of, r.identity)
+	}
+}
+
+// revoke ends the readers of an identity that are open here.
+func (b *Bus) revoke(who identity) {
+	reg := &b.admitted
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	for r := range reg.of[who] {
+		if !isClosed(r.revoked) {
+			close(r.revoked)
+		}
+	}
+}
+
+// Revocations go through a log of their own, like any event: a process whose
+// connection broke reads on, and misses none. Streams are asked again at keepalives
+// besides, so it need not keep them long.
+var (
+	controlChannel   = Channel{kind: "eventbus"}
+	controlRetention = Retention{Events: 1000, Age: time.Hour}
+)
+
+// A revocation is the payload of an event on the control channel.
+type revocation struct {
+	Identity string `json:"identity"` // base64url of the hash
+}
+
+// Revoke ends every open subscription whose [Subscription].Identity this is, in all
+// processes on this Redis whose buses have the same prefix: iterators with [ErrRevoked],
+// streams of [Bus.Handler] between two frames. It does not keep anybody out: when the
+// client comes back, the function that authorises it is asked, and must refuse.
+//
+// In this process it takes effect at once, whatever it returns. An error, as of
+// [Bus.Publish], says that other processes may not know; their streams notice
+// at the next keepalive, by asking. It is safe for concurrent use.
+func (b *Bus) Revoke(ctx context.Context, who string) error {
+	if who == "" {
+		return invalid("revoke", "identity", "is empty")
+	}
+	hash := identify(who)
+	b.revoke(hash)
+	payload, err := json.Marshal(revocation{base64.RawURLEncoding.EncodeToString(hash[:])})
+	if err != nil {
+		return err
+	}
+	ev := Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "eventbus.revoked", Timestamp: time.Now(), ActorType: ActorSystem, Payload: payload}
+	_, err = b.publish(ctx, ev.ID, ev.appendJSON(nil), []Channel{controlChannel}, false)
+	return err
+}
+
+// watch ends readers that another process revokes, until the bus drains.
+func (b *Bus) watch() {
+	r, err := b.newReader(b.ctx, Subscription{Channels: []Channel{controlChannel}})
+	if err != nil {
+		return // the bus is closed
+	}
+	defer r.close()
+	close(b.watches)
+	for {
+		st, err := r.next(b.ctx, nil, false)
+		if err != nil {
+			return
+		}
+		if st.gap != nil {
+			b.warn("revocations may have been missed; streams are asked again at their keepalive", st.gap)
+		}
+		for _, e := range st.entries {
+			if e.event == nil {
+				continue
+			}
+			var rev revocation
+			hash, err := []byte(nil), json.Unmarshal(e.event.Payload, &rev)
+			if err == nil {
+				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
+			}
+			if err == nil && len(hash) != sha256.Size {
+				err = errors.New("a revocation without an identity")
+			}
+			if err != nil {
+				b.unreadable(err)
+				continue
+			}
+			b.revoke(identity(hash))
+		}
+		if len(st.entries) > 0 {
+			r.take(st, len(st.entries))
+		}
+	}
+}
