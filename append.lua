@@ -18,8 +18,10 @@
 --       other; every entry but the first notes in its field 'also' where those
 --       before it are: '<channel>@<position>', with blanks between.
 -- reply one string for each event: '+<position>' appended, '=<position>' was
---       there already, '~<error>' appended but not published, '!<error>' not
---       appended
+--       there already, '~<error>' appended but then something failed, '!<error>'
+--       not appended
+-- Nothing here raises an error once something may be written: the caller takes one
+-- for "it did not run".
 local logs, markerTTL, publish = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local epochs, touched = {}, {}
 
@@ -65,8 +67,19 @@ end
 local function append(log, event, also)
   if epochs[log] then
     local id = xadd(log, epochs[log] .. '-*', event, also, false)
-    if type(id) == 'string' then return id end
-    if id and id.err and not string.find(id.err, 'equal or smaller', 1, true) then return nil, id.err end
+    if type(id) == 'string' and string.sub(id, -2) ~= '-0' then return id end
+    if type(id) == 'string' then
+      -- The caller's epoch is newer than the log's: it comes from another server, that
+      -- was master before. Logs begin with 1, so a 0 tells. Take it back.
+      redis.pcall('XDEL', KEYS[log], id)
+      local top = redis.pcall('XREVRANGE', KEYS[log], '+', '-', 'COUNT', 1)[1]
+      local reset = top and redis.pcall('XSETID', KEYS[log], top[1])
+      -- A log of which nothing is left, or a server without XSETID: begin anew.
+      if not reset or reset.err then redis.pcall('DEL', KEYS[log]) end
+      epochs[log] = nil
+    elseif id and id.err and not string.find(id.err, 'equal or smaller', 1, true) then
+      return nil, id.err
+    end
   end
   local epoch, err = epochOf(log)
   if err then return nil, err end
@@ -85,21 +98,22 @@ end
 
 -- The position of the event with this id among the newest entries, or nil.
 local function find(log, id, look, since)
-  local want, from, last = '{"id":"' .. id .. '"', '+', nil
-  if epochs[log] and since ~= '' then last = epochs[log] .. '-' .. since end
+  local want, from = '{"id":"' .. id .. '"', '+'
+  since = epochs[log] and tonumber(since) or -1
   while look > 0 do
     local page = redis.pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
     if page.err or #page == 0 then return nil end
     for _, entry in ipairs(page) do
-      if entry[1] == last then return nil end
       if string.sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
+      local epoch, seq = string.match(entry[1], '^(%d+)-(%d+)$')
+      if epoch == epochs[log] and tonumber(seq) <= since then return nil end
     end
     look = look - #page
     from = '(' .. page[#page][1]
   end
 end
 
-local replies, previous, also = {}, nil, ''
+local replies, logOf, previous, also = {}, {}, nil, ''
 for a = 4 + logs * 4, #ARGV, 3 do
   local log, event, how = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
   local there, marker = nil, nil
@@ -109,7 +123,8 @@ for a = 4 + logs * 4, #ARGV, 3 do
     if also == '' then also = before end
     if m ~= '' then
       marker = KEYS[tonumber(m)]
-      there = redis.call('GET', marker) or nil
+      there = redis.pcall('GET', marker) or nil
+      if type(there) == 'table' then there = nil end -- then the log itself is searched
       -- A marker outlives a log that was lost: then the event is not there.
       if there and string.match(there, '^%d+') ~= epochOf(log) then there = nil end
     end
@@ -131,14 +146,24 @@ for a = 4 + logs * 4, #ARGV, 3 do
     end
   end
   if there then also = also .. (also == '' and '' or ' ') .. channel(log) .. '@' .. there end
-  if marker and there then redis.call('SET', marker, there, 'PX', markerTTL) end
+  if marker and there then
+    local set = redis.pcall('SET', marker, there, 'PX', markerTTL)
+    if set.err then reply = '~' .. set.err end
+  end
   replies[#replies + 1] = reply
+  logOf[#replies] = log
 end
 for log in pairs(touched) do
+  local set
   if lifetime(log) == '0' then
-    redis.call('PERSIST', KEYS[log])
+    set = redis.pcall('PERSIST', KEYS[log])
   else
-    redis.call('PEXPIRE', KEYS[log], lifetime(log))
+    set = redis.pcall('PEXPIRE', KEYS[log], lifetime(log))
+  end
+  if type(set) == 'table' and set.err then
+    for i, of in ipairs(logOf) do
+      if of == log and string.sub(replies[i], 1, 1) == '+' then replies[i] = '~' .. set.err end
+    end
   end
 end
 return replies

@@ -141,7 +141,7 @@ func (h hole) has(p Position) bool {
 	if p.epoch == h.upto.epoch {
 		return p.seq <= h.upto.seq && (behind || h.after.epoch != p.epoch)
 	}
-	return behind || h.after.IsZero()
+	return behind || h.after.IsZero() || h.after.epoch < p.epoch && p.epoch < h.upto.epoch
 }
 
 // The bytes of a cursor, before base64url:

@@ -227,11 +227,23 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 		return Cursor{}, ErrClosed
 	}
 	defer b.leave()
-	requests := make([]readRequest, len(sub.Channels))
 	names := make([]string, len(sub.Channels))
 	for i, c := range sub.Channels {
 		names[i] = b.log.name(c)
-		requests[i] = readRequest{name: names[i]}
+	}
+	heads, err := b.heads(ctx, names)
+	if err != nil {
+		return Cursor{}, fmt.Errorf("eventbus: cursor: %w", err)
+	}
+	key := newCursorKey(names)
+	return Cursor{string(key.append(nil, func(i int) Position { return heads[i] }))}, nil
+}
+
+// heads asks Redis where logs end now.
+func (b *Bus) heads(ctx context.Context, names []string) ([]Position, error) {
+	requests := make([]readRequest, len(names))
+	for i, name := range names {
+		requests[i] = readRequest{name: name}
 	}
 	type answer struct {
 		pages []*logPage
@@ -242,21 +254,21 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 		pages, errs := b.log.readMany(b.ctx, requests)
 		answers <- answer{pages, errs}
 	})
-	var a answer
 	select {
-	case a = <-answers:
-	case <-ctx.Done():
-		return Cursor{}, context.Cause(ctx)
-	case <-b.ctx.Done():
-		return Cursor{}, ErrClosed
-	}
-	for _, err := range a.errs {
-		if err != nil {
-			return Cursor{}, fmt.Errorf("eventbus: cursor: %w", err)
+	case a := <-answers:
+		heads := make([]Position, len(names))
+		for i, err := range a.errs {
+			if err != nil {
+				return nil, err
+			}
+			heads[i] = a.pages[i].head()
 		}
+		return heads, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-b.ctx.Done():
+		return nil, ErrClosed
 	}
-	key := newCursorKey(names)
-	return Cursor{string(key.append(nil, func(i int) Position { return a.pages[i].head() }))}, nil
 }
 
 // Health is nil while the bus keeps every subscriber fresh. Otherwise the error

@@ -536,3 +536,47 @@ func TestPageGivesWhatFollowsUpToTheFirstHole(t *testing.T) {
 	require.Len(t, first.after(Position{testNow, noLog, 0}), 2, "a log that begins")
 	require.True(t, bytes.Equal(nil, first.after(Position{testNow, noLog, 0})[0].event))
 }
+
+// TestHeldEventOfANewLog: the log is lost and begun anew while a read of the old one is
+// on its way. What came of the new one is no foreign event.
+func TestHeldEventOfANewLog(t *testing.T) {
+	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, func(error) {})
+	page := func(now int64) *logPage {
+		return &logPage{now: now, last: Position{epoch: 1000, seq: 5}, first: Position{epoch: 1000, seq: 1}}
+	}
+	require.True(t, tl.fill(tl.want(), page(2000), true))
+	tl.question()
+	asked := tl.want()
+	ev := validEvent(t)
+	ev.Position = Position{epoch: 2002, seq: 1}
+	tl.offer(ev, "", true)
+	require.False(t, tl.fill(asked, page(2001), true))
+	for _, s := range tl.segments {
+		for i := range s.entries {
+			require.False(t, s.entries[i].foreign())
+		}
+	}
+}
+
+func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
+	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, nil)
+	for i := range 600 {
+		ev := validEvent(t)
+		ev.Payload = []byte(`{"a":"` + strings.Repeat("x", 200<<10) + `"}`)
+		ev.Position = Position{epoch: 5, seq: int64(i + 1)}
+		tl.offer(ev, "", true)
+	}
+	n := 0
+	for _, h := range tl.held {
+		n += len(h.Payload)
+	}
+	require.LessOrEqual(t, n, tailBytes)
+	require.True(t, tl.overflow)
+}
+
+// TestHoleCoversWholeLogsInBetween: one that came and went between its ends.
+func TestHoleCoversWholeLogsInBetween(t *testing.T) {
+	h := hole{after: Position{epoch: 1000, seq: noLog}, upto: Position{epoch: 3000, seq: noLog}}
+	require.True(t, h.has(Position{epoch: 2000, seq: 1}))
+	require.False(t, h.has(Position{epoch: 4000, seq: 1}))
+}

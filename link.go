@@ -322,11 +322,21 @@ func (l *link) deliver(name, payload string) {
 		f.bus.unreadable(err)
 		return
 	}
-	also := ""
+	also, noted := "", true
 	if !ev.Position.IsZero() && !f.log.perChannel {
 		also = l.notes(&ev, name)
+		noted = also != "" || !f.listensElsewhere(&ev, name)
 	}
-	if !t.offer(ev, also) {
+	if !t.offer(ev, also, noted) {
 		f.want(true, t)
 	}
+}
+
+// listensElsewhere tells whether an event that came on this channel was to come on its
+// project's before: the subscription to that one may still be on its way.
+func (f *feed) listensElsewhere(ev *Event, name string) bool {
+	project := f.log.name(ProjectChannel(ev.ProjectID))
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return project != name && f.tail[project] != nil
 }

@@ -119,11 +119,15 @@ func (l *redisLog) head(name string) Position {
 	return l.heads[name]
 }
 
-// saw remembers the newest position.
-func (l *redisLog) saw(name string, p Position) {
+// saw remembers the newest position, given by a call before which the newest was
+// another one. Calls may end in another order than they ran; but a number that is not
+// beyond what was known before the call says that the log has lost its end.
+func (l *redisLog) saw(name string, p, before Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if have, ok := l.heads[name]; ok && have.epoch == p.epoch && have.seq >= p.seq {
+	have, ok := l.heads[name]
+	rewound := before.epoch == p.epoch && p.seq <= before.seq
+	if ok && have.epoch == p.epoch && have.seq >= p.seq && !rewound {
 		return
 	} else if !ok && len(l.heads) >= maxHeads {
 		for name := range l.heads { // any one will do
@@ -133,6 +137,23 @@ func (l *redisLog) saw(name string, p Position) {
 	}
 	l.heads[name] = p
 }
+
+// correct replaces what was taken for the newest position by what the log says.
+func (l *redisLog) correct(name string, was, is Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.heads[name] != was: // there is newer word
+	case is.seq > 0:
+		l.heads[name] = is
+	default:
+		delete(l.heads, name)
+	}
+}
+
+// rewindable is how many entries a failover may take back between the attempts of one
+// publish, for the second to find what the first has appended.
+const rewindable = 1000
 
 // A record is an event on its way into one log.
 type record struct {
@@ -174,13 +195,13 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 	for i := range records {
 		kinds[records[i].name] = records[i].kind
 	}
-	epochs := make(map[string]int64, len(names))
+	heads := make(map[string]Position, len(names))
 	for i, name := range names {
 		keys[i] = logKey(name)
 		keep := l.retention(kinds[name])
 		epoch := ""
 		if head := l.head(name); !head.IsZero() {
-			epochs[name] = head.epoch
+			heads[name] = head
 			epoch = strconv.FormatInt(head.epoch, 10)
 		}
 		args = append(args, name, keep.Events, keep.Age.Milliseconds(), epoch)
@@ -190,8 +211,8 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 		how := ""
 		if r.idempotent || r.look > 0 || r.also != "" {
 			since, marker := "", ""
-			if r.since.epoch == epochs[r.name] && r.since.seq > 0 {
-				since = strconv.FormatInt(r.since.seq, 10)
+			if r.since.epoch == heads[r.name].epoch && r.since.seq > rewindable {
+				since = strconv.FormatInt(r.since.seq-rewindable, 10)
 			}
 			if r.idempotent {
 				keys = append(keys, markerKey(r.name, r.id))
@@ -209,14 +230,12 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 	}
 	for i := range results {
 		if err != nil {
-			// A refusal by the server as a whole comes before anything ran.
-			var server redis.Error
-			results[i] = appended{err: l.unavailable(err), sure: errors.As(err, &server) || neverSent(err)}
+			results[i] = appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err)}
 			continue
 		}
 		results[i] = parseAppended(replies[i], records[i].id)
-		if results[i].err == nil {
-			l.saw(records[i].name, results[i].pos)
+		if results[i].err == nil && !results[i].again {
+			l.saw(records[i].name, results[i].pos, heads[records[i].name])
 		}
 	}
 	return results
@@ -231,7 +250,7 @@ func parseAppended(reply any, id string) appended {
 	case '!':
 		return appended{err: replyError(s[1:]), sure: true}
 	case '~':
-		return appended{err: fmt.Errorf("the event is in the log but could not be published: %w", replyError(s[1:]))}
+		return appended{err: fmt.Errorf("the event is in the log, but then: %w", replyError(s[1:]))}
 	}
 	pos, err := ParsePosition(s[1:])
 	pos.mark = fingerprint(id)
@@ -465,7 +484,7 @@ func eventID(event []byte) string {
 // find searches a log from its newest entry back for the event with this id, in
 // steps that do not hold Redis up for long.
 func (l *redisLog) find(ctx context.Context, name, id string) (Position, bool, error) {
-	const step = 500
+	const step = 100
 	from := "+"
 	for from != "" {
 		reply, err := findScript.run(ctx, l.client, []string{logKey(name)}, id, from, step)
@@ -514,7 +533,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "READONLY"):
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
-		advice = "the ACL user needs EVAL, EVALSHA, XADD, XRANGE, XREVRANGE, XINFO, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
+		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XSETID, XRANGE, XREVRANGE, XINFO, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
 			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"

@@ -92,7 +92,7 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 		case p.again:
 			r.look, r.since = lookAll, Position{}
 		case idempotent:
-			r.look = lookIdempotent
+			r.look, r.since = lookIdempotent, Position{}
 		}
 		p.records = append(p.records, r)
 	}
@@ -216,7 +216,7 @@ func (p *publication) failed(channels []Channel, err error) error {
 		switch r := p.results[i]; {
 		case r.err == nil && !r.pos.IsZero():
 			e.Done = append(e.Done, c)
-		case r.err == nil || r.sure && p.records[i].look != lookAll:
+		case (r.err == nil || r.sure) && p.records[i].look != lookAll:
 			e.Missing = append(e.Missing, c)
 		default:
 			e.Unknown = append(e.Unknown, c)

@@ -1,5 +1,6 @@
 -- Reads a log from a position on. A script, because clients that are set to read
--- from replicas send plain reads to a copy that may lag and still look complete.
+-- from replicas send plain reads to a copy that may lag and still look complete; for
+-- the same reason it refuses to run on one that it comes to otherwise.
 --
 -- KEYS  [1] the log
 -- ARGV  [1] position to read from, itself included; '-': from the oldest entry
@@ -11,6 +12,8 @@
 --       [4] position of the oldest entry, '' when there is none
 --       [5] id of the event at [2], '' when that is not an entry any more
 --       then for each entry: position, event, other channels ('' or names)
+local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- a write that changes nothing
+if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
 local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
@@ -27,13 +30,20 @@ end
 -- miniredis does not tell the entries.
 oldest = oldest or redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 newest = newest or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+-- Only the newest epoch counts. Nobody who goes by these scripts adds another to a log
+-- that is there, or an entry with number 0.
+local epoch = string.match(last, '^%d+')
+local begin = epoch .. '-1'
+if oldest and (string.match(oldest[1], '^%d+') ~= epoch or string.sub(oldest[1], -2) == '-0') then
+  oldest = redis.call('XRANGE', KEYS[1], begin, '+', 'COUNT', 1)[1]
+end
 local first, id = oldest and oldest[1] or '', ''
 if newest and newest[1] == last then
   id = string.match(newest[2][2] or '', '^{"id":"([^"\\]*)"') or ''
 end
 local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if from ~= '-' and string.match(from, '^%d+') ~= string.match(last, '^%d+') then from = '-' end
+if from == '-' or string.match(from, '^%d+') ~= epoch or string.sub(from, -2) == '-0' then from = begin end
 local more = count > 0
 while more do
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 32))

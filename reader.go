@@ -174,14 +174,31 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 	for _, l := range r.lanes {
 		l.tail.begin(&l.place)
 		_, l.from = l.tail.end()
-		if head := b.log.head(l.tail.name); head.epoch == l.place.pos.epoch && head.seq > l.place.pos.seq {
-			l.place.pos = head // published by this process, on its way back
+		if sub.After.IsZero() && sub.LastEventID == "" && !sub.Oldest {
+			l.place.pos = b.present(ctx, l)
 		}
 	}
 	if len(r.lanes) == 1 {
 		r.lanes[0].from = 0
 	}
 	return r.start(ctx, sub, names)
+}
+
+// present is where a lane stands that begins now. What this process has published can
+// be on its way to the tail yet, or can have been lost since: then the log is asked.
+func (b *Bus) present(ctx context.Context, l *lane) Position {
+	head, pos := b.log.head(l.tail.name), l.place.pos
+	if head.IsZero() || head.epoch == pos.epoch && head.seq <= pos.seq {
+		return pos
+	}
+	if heads, err := b.heads(ctx, []string{l.tail.name}); err == nil {
+		b.log.correct(l.tail.name, head, heads[0])
+		return heads[0]
+	}
+	if head.epoch == pos.epoch {
+		return head
+	}
+	return pos
 }
 
 // start moves the lanes from the present to where the subscription begins.
@@ -374,7 +391,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		if len(v.entries) > 0 {
 			return nil, nil
 		}
-		l.place.atEnd = pos == from
+		l.place.atEnd = pos == from || pos.seq == noLog && from.seq == noLog
 	}
 }
 

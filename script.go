@@ -90,12 +90,19 @@ func temporary(err error) bool {
 }
 
 func temporaryReply(reply string) bool {
-	for _, prefix := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK", "NOREPLICAS"} {
+	for _, prefix := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK", "NOREPLICAS", "OOM", "MISCONF"} {
 		if strings.HasPrefix(reply, prefix) {
 			return true
 		}
 	}
 	return false
+}
+
+// neverRan tells whether the server refused a script as a whole, rather than that the
+// script failed on its way.
+func neverRan(err error) bool {
+	var server redis.Error
+	return errors.As(err, &server) && !strings.Contains(server.Error(), "user_script")
 }
 
 // neverSent tells whether a command certainly did not reach the server.

@@ -2,6 +2,9 @@ package eventbus_test
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +18,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if addrs := strings.Fields(os.Getenv(serveEnv)); len(addrs) == 2 {
+		if err := serveProcess(addrs[0], addrs[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -38,11 +38,13 @@ type tail struct {
 
 	// A tail in doubt takes nothing from the channel until it has been filled:
 	// what comes meanwhile is held back.
-	doubt    bool
-	since    time.Time // when the doubt began
-	broken   bool      // the doubt came from the connection, not from an event
-	held     []heldEvent
-	overflow bool // more came than can be held
+	doubt     bool
+	since     time.Time // when the doubt began
+	broken    bool      // the doubt came from the connection, not from an event
+	held      []heldEvent
+	heldBytes int
+	overflow  bool // more came than can be held
+	asked     int  // how many were held when the fill under way was begun
 
 	// due is what a fill found though nothing was in doubt: the channel has yet to
 	// bring it.
@@ -55,7 +57,8 @@ type tail struct {
 
 type heldEvent struct {
 	Event
-	also string
+	also  string
+	noted bool // also says all that there is to say
 }
 
 // The ring of a tail is bounded in events and bytes; what is held back, too.
@@ -86,9 +89,10 @@ func newTail(c Channel, name string, age time.Duration, onBad func(error)) *tail
 	}
 }
 
-// offer takes what came on the channel, and where the feed saw it before. It is false when the event does not
-// follow what the tail has: then the tail is in doubt and wants to be filled.
-func (t *tail) offer(ev Event, also string) bool {
+// offer takes what came on the channel, and where the feed saw it before; noted is
+// false when it may have been elsewhere, unseen. The answer is false when the event
+// does not follow what the tail has: then the tail is in doubt and wants to be filled.
+func (t *tail) offer(ev Event, also string, noted bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if ev.Position.IsZero() {
@@ -103,10 +107,11 @@ func (t *tail) offer(ev Event, also string) bool {
 		t.due = Position{}
 	}
 	if t.doubt {
-		t.holdLocked(heldEvent{ev, also})
+		t.holdLocked(heldEvent{ev, also, noted})
 		return true // a fill is under way already
 	}
-	if ev.Position.follows(t.last) {
+	// Whether a log has begun, only the log can tell.
+	if noted && t.last.seq != noLog && ev.Position.follows(t.last) {
 		t.addLocked(ev, also)
 		t.wakeLocked()
 		return true
@@ -115,7 +120,7 @@ func (t *tail) offer(ev Event, also string) bool {
 		return true
 	}
 	t.doubtLocked(false)
-	t.holdLocked(heldEvent{ev, also})
+	t.holdLocked(heldEvent{ev, also, noted})
 	return false
 }
 
@@ -142,11 +147,12 @@ func (t *tail) doubtLocked(broken bool) {
 }
 
 func (t *tail) holdLocked(ev heldEvent) {
-	if len(t.held) >= heldEvents {
+	if len(t.held) >= heldEvents || t.heldBytes+len(ev.Payload) > tailBytes && t.heldBytes > 0 {
 		t.overflow = true
 		return
 	}
 	t.held = append(t.held, ev)
+	t.heldBytes += len(ev.Payload)
 }
 
 // want is what a fill should read: the page behind the tail's end, or for a new
@@ -154,6 +160,7 @@ func (t *tail) holdLocked(ev heldEvent) {
 func (t *tail) want() readRequest {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.asked = len(t.held)
 	r := readRequest{name: t.name, from: t.last, count: pageEvents}
 	if !t.ready {
 		r.count = 0
@@ -205,17 +212,22 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool
 		return !t.doubt
 	}
 	held, whole := t.held, !t.overflow
-	t.held, t.overflow = nil, false
-	for _, ev := range held {
+	t.held, t.heldBytes, t.overflow = nil, 0, false
+	for i, ev := range held {
 		switch {
-		case ev.Position.follows(t.last):
-			t.addLocked(ev.Event, ev.also)
-		case ev.Position.epoch != t.last.epoch && t.last.seq != noLog:
+		case t.last.seq != noLog && ev.Position.epoch == t.last.epoch:
+			if ev.noted && ev.Position.follows(t.last) {
+				t.addLocked(ev.Event, ev.also)
+			} else if ev.Position.seq > t.last.seq {
+				whole = false // the log has it, if anything
+			}
+		case i < t.asked:
 			// It claims a place in another log than this channel has: somebody
 			// passes on an event that was published elsewhere.
 			ev.Position = Position{}
 			t.addLocked(ev.Event, "")
-		case ev.Position.seq > t.last.seq:
+		default:
+			t.holdLocked(ev) // the log may have begun since it was read
 			whole = false
 		}
 	}
@@ -418,7 +430,7 @@ func (t *tail) look(p *place, from uint64) glance {
 // began.
 func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
-	if p.pos.same(t.last) || p.pos.seq == noLog && t.last.seq == noLog {
+	if p.pos.same(t.last) || p.pos.seq == noLog && t.last.seq == noLog && !t.comeAndGone(p.pos, t.last) {
 		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign() {
 			ord, foreign = ord-1, foreign-1
 		}
@@ -444,6 +456,12 @@ func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 	skipped = foreign > p.foreign
 	p.attached, p.run, p.ord, p.foreign = true, t.run, ord, foreign
 	return skipped, true
+}
+
+// comeAndGone tells whether, between two moments without a log, there was time for one
+// to begin and to expire.
+func (t *tail) comeAndGone(then, now Position) bool {
+	return t.age > 0 && now.epoch-then.epoch > t.age.Milliseconds()
 }
 
 // entryLocked gives the entry with this ordinal, which is in the ring.
