@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"strings"
 	"sync"
@@ -18,6 +19,9 @@ import (
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/internal/redistest"
 )
+
+// away is for how long TestRedisIsAway keeps Redis away.
+var away = flag.Duration("away", 3*time.Second, "for how long a test keeps Redis away")
 
 // A split client sends commands one way and subscribes another, so that a test can
 // break one of the two.
@@ -169,6 +173,121 @@ func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
 	require.EqualValues(t, 1, direct.XLen(deadline(t), logKey(channel)).Val())
 }
 
+// TestIdempotentThroughAnotherProcess: Redis ran it, the caller heard nothing, and goes
+// to another process with the same event.
+func TestIdempotentThroughAnotherProcess(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	here, there, direct, project := newBus(t, p.Client(t)), newBus(t, s.Client(t)), s.Client(t), uuid.New()
+	agent := eventbus.AgentChannel(uuid.New())
+	require.NoError(t, here.Publish(deadline(t), message(t, uuid.New(), "loads the script")))
+	f := follow(t, there, now(t, there, eventbus.ProjectChannel(project), agent))
+	for i := range 10 {
+		ev := message(t, project, fmt.Sprint(i))
+		ctx, cancel := context.WithCancel(context.Background())
+		p.SetOnReply(func(asked, _ []byte) bool {
+			if bytes.Contains(asked, []byte(project.String())) {
+				cancel()
+				return false
+			}
+			return true
+		})
+		require.ErrorIs(t, here.Publish(ctx, ev, agent), context.Canceled)
+		receipt, err := there.PublishWith(deadline(t), ev, eventbus.PublishOptions{Channels: []eventbus.Channel{agent}, Idempotent: true})
+		require.NoError(t, err)
+		require.True(t, receipt.Repeated)
+	}
+	require.EqualValues(t, 10, direct.XLen(deadline(t), logKey(eventbus.ProjectChannel(project))).Val())
+	require.EqualValues(t, 10, direct.XLen(deadline(t), logKey(agent)).Val())
+	f.count(10)
+	f.exactly(countTo(0, 10), 0)
+}
+
+// TestFullMemory: Redis takes nothing more. That is an error which says so, and nothing is
+// in the log; when there is room, it goes on.
+func TestFullMemory(t *testing.T) {
+	rdb := redistest.Start(t).Client(t)
+	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
+	require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+	require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "1").Err())
+	ev := message(t, project, "1")
+	err := bus.Publish(ctx, ev)
+	require.ErrorIs(t, err, eventbus.ErrUnavailable)
+	require.ErrorContains(t, err, "OOM")
+	var failed *eventbus.PublishError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, []eventbus.Channel{eventbus.ProjectChannel(project)}, failed.Missing)
+	require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err())
+	require.NoError(t, bus.Publish(ctx, ev))
+	f.count(2)
+	f.exactly(countTo(0, 2), 0)
+}
+
+// TestOutputBufferLimit: the feed does not read for a while, and Redis cuts it. It is
+// a connection that broke, like any other.
+func TestOutputBufferLimit(t *testing.T) {
+	s := redistest.Start(t, "--client-output-buffer-limit", "pubsub 64kb 64kb 1")
+	p := redistest.StartProxy(t, s.Addr)
+	bus, project := newBus(t, split{s.Client(t), p.Client(t)}), uuid.New()
+	publisher := newBus(t, s.Client(t))
+	f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project)))
+	insist(t, bus, message(t, project, "0"))
+	f.count(1)
+	p.Freeze()
+	big := strings.Repeat("x", 100<<10)
+	for range 200 { // more than the sockets in between hold
+		insist(t, publisher, message(t, project, big))
+	}
+	p.Thaw()
+	insist(t, publisher, message(t, project, "the end"))
+	f.count(202)
+	require.Positive(t, bus.Stats().Reconnects)
+	f.until("no gap", func(texts []string, gaps []*eventbus.GapError) bool { return len(texts) == 202 && len(gaps) == 0 })
+}
+
+// TestRedisIsAway for several times what Health allows: publishes fail within their
+// context, streams stay open, Health turns red, and green again by itself.
+func TestRedisIsAway(t *testing.T) {
+	const bound = time.Second
+	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	bus, project := newBus(t, s.Client(t), quiet(), eventbus.WithFreshness(bound), eventbus.WithKeepalive(200*time.Millisecond)), uuid.New()
+	stream := joined(t, streams(t, bus, eventbus.ProjectChannel(project)))
+	insist(t, bus, message(t, project, "0"))
+	stream.expect("0")
+	require.NoError(t, bus.Health())
+	s.Kill()
+	began := time.Now()
+	for time.Since(began) < *away {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		err := bus.Publish(ctx, message(t, project, "nobody gets this"))
+		cancel()
+		require.Error(t, err)
+		require.True(t, errors.Is(err, context.DeadlineExceeded) || errors.Is(err, eventbus.ErrUnavailable), err)
+		b := stream.block() // keepalives go on
+		require.Nil(t, b.Event)
+	}
+	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, time.Millisecond)
+	require.ErrorIs(t, bus.Health(), eventbus.ErrUnavailable)
+	s.Restart(t)
+	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, time.Millisecond)
+	insist(t, bus, message(t, project, "1"))
+	for stream.event().text(t) != "1" { // what failed in doubt may be there now
+	}
+	require.Zero(t, bus.Stats().Gaps)
+}
+
+// TestHealthWithoutSubscribers also tells that Redis is away.
+func TestHealthWithoutSubscribers(t *testing.T) {
+	s := redistest.Start(t)
+	bus := newBus(t, s.Client(t), quiet(), eventbus.WithFreshness(500*time.Millisecond))
+	require.NoError(t, bus.Health())
+	s.Kill()
+	require.Eventually(t, func() bool { return bus.Health() != nil }, time.Minute, time.Millisecond)
+	s.Restart(t)
+	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, time.Millisecond)
+}
+
 // TestBrokenConnectionsLoseNothing breaks the feed, the commands, or both, again
 // and again under load.
 func TestBrokenConnectionsLoseNothing(t *testing.T) {
@@ -183,7 +302,7 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 			channel := eventbus.ProjectChannel(project)
 			sub := now(t, publisher, channel)
 			var followers []*follower
-			for range 10 {
+			for range 50 {
 				followers = append(followers, follow(t, bus, sub))
 			}
 			const n = 2000
@@ -263,6 +382,16 @@ func TestLostLogIsOneGap(t *testing.T) {
 		},
 		"DEL": func(t *testing.T, _ *redistest.Server, rdb *redis.Client, key string) {
 			require.NoError(t, rdb.Del(deadline(t), key).Err())
+		},
+		"eviction": func(t *testing.T, _ *redistest.Server, rdb *redis.Client, key string) {
+			ctx := deadline(t)
+			require.NoError(t, rdb.ConfigSet(ctx, "maxmemory-policy", "allkeys-random").Err())
+			require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "1").Err())
+			require.Eventually(t, func() bool {
+				_ = rdb.Set(ctx, "something", "new", 0).Err() // a write makes room
+				return rdb.Exists(ctx, key).Val() == 0
+			}, time.Minute, time.Millisecond)
+			require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
