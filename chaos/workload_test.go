@@ -1,0 +1,238 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/syndarix/eventbus"
+)
+
+const (
+	processes  = 3
+	projects   = 3
+	agents     = 3 // of a project, and as many users
+	publishers = 5
+)
+
+// A world is a deployment with everything that goes on in it.
+type world struct {
+	t         testing.TB
+	d         *deployment
+	seed      uint64
+	ledger    *ledger
+	processes []*process
+	projects  []project
+
+	ctx       context.Context
+	calm      atomic.Bool // the faults are over: subscribers stay
+	readers   sync.WaitGroup
+	restarts  sync.WaitGroup
+	published sync.WaitGroup
+}
+
+// A project is some channels that are published to together.
+type project struct {
+	id     uuid.UUID
+	others []eventbus.Channel // its agents and users
+}
+
+func (p project) channel() eventbus.Channel { return eventbus.ProjectChannel(p.id) }
+
+func (p project) channels() []eventbus.Channel {
+	return append([]eventbus.Channel{p.channel()}, p.others...)
+}
+
+// A process is a bus and its HTTP server. The bus is replaced by a restart.
+type process struct {
+	client eventbus.Client
+	bus    atomic.Pointer[eventbus.Bus]
+	server *http.Server
+	line   *line // of browsers, to the server
+}
+
+func (w *world) random(n uint64) *rand.Rand { return rand.New(rand.NewPCG(w.seed, n)) }
+
+func (w *world) newBus(client eventbus.Client) (*eventbus.Bus, error) {
+	return eventbus.New(client, append([]eventbus.Option{
+		eventbus.WithFreshness(time.Second),
+		eventbus.WithKeepalive(500 * time.Millisecond),
+		eventbus.WithWriteTimeout(2 * time.Second),
+		eventbus.WithRetention(eventbus.Retention{}), // what is dropped by design is no subject here
+		eventbus.WithLogger(slog.New(slog.DiscardHandler)),
+	}, w.d.options...)...)
+}
+
+func newWorld(ctx context.Context, t testing.TB, d *deployment, seed uint64) *world {
+	t.Helper()
+	w := &world{t: t, d: d, seed: seed, ledger: newLedger(), ctx: ctx}
+	for i := range processes {
+		p := &process{client: d.client(i)}
+		bus, err := w.newBus(p.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.bus.Store(bus)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.line = newLine(t, l.Addr().String(), i%2 == 0)
+		p.server = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			p.bus.Load().Handler(authorize).ServeHTTP(rw, r)
+		}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+		go func() { _ = p.server.Serve(l) }()
+		w.processes = append(w.processes, p)
+	}
+	for range projects {
+		p := project{id: uuid.New()}
+		for range agents {
+			p.others = append(p.others, eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New()))
+		}
+		w.projects = append(w.projects, p)
+	}
+	return w
+}
+
+// close ends what newWorld began, subscribers excepted.
+func (w *world) close() {
+	for _, p := range w.processes {
+		_ = p.bus.Load().Close()
+		_ = p.server.Close()
+	}
+}
+
+func (w *world) browserLines() (lines []*line) {
+	for _, p := range w.processes {
+		lines = append(lines, p.line)
+	}
+	return lines
+}
+
+func (w *world) any(r *rand.Rand) *process { return w.processes[r.IntN(len(w.processes))] }
+
+// authorize lets everybody read what they ask for.
+func authorize(r *http.Request) (eventbus.Subscription, error) {
+	sub := eventbus.Subscription{Oldest: true}
+	for _, name := range r.URL.Query()["channel"] {
+		c, err := eventbus.ParseChannel(name)
+		if err != nil {
+			return sub, err
+		}
+		sub.Channels = append(sub.Channels, c)
+	}
+	return sub, nil
+}
+
+// restart replaces the bus as a rolling deploy does.
+func (p *process) restart(w *world, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_ = p.bus.Load().Shutdown(ctx) // closes it at any rate
+	for w.ctx.Err() == nil {
+		bus, err := w.newBus(p.client)
+		if err == nil {
+			p.bus.Store(bus)
+			return
+		}
+	}
+}
+
+// publish publishes until the run is over.
+func (w *world) publish(n uint64, until <-chan struct{}) {
+	r := w.random(n)
+	for i := 0; ; i++ {
+		p := w.projects[r.IntN(len(w.projects))]
+		var others []eventbus.Channel
+		for _, c := range p.others {
+			if r.IntN(4) == 0 {
+				others = append(others, c)
+			}
+		}
+		w.insist(r, p, others, fmt.Sprintf("%d of %d", i, n))
+		pause := time.Duration(r.IntN(40)) * time.Millisecond
+		if r.IntN(50) == 0 {
+			pause *= 10
+		}
+		select {
+		case <-until:
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// insist publishes an event until it is accepted, through whichever bus, and gives its id.
+func (w *world) insist(r *rand.Rand, p project, others []eventbus.Channel, text string) string {
+	agent := uuid.New()
+	ev, err := eventbus.NewEvent(p.id, eventbus.Agent(agent), eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: text})
+	if err != nil {
+		w.t.Error(err)
+		return ""
+	}
+	w.ledger.publish(ev.ID, append([]string{p.channel().String()}, names(others)...))
+	opts := eventbus.PublishOptions{Channels: others, Idempotent: r.IntN(5) == 0}
+	for w.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(w.ctx, time.Duration(100+r.IntN(3000))*time.Millisecond)
+		_, err := w.any(r).bus.Load().PublishWith(ctx, ev, opts)
+		cancel()
+		if err == nil {
+			w.ledger.ack(ev.ID)
+			return ev.ID
+		}
+		var invalid *eventbus.ValidationError
+		if errors.As(err, &invalid) {
+			w.t.Error(err)
+			return ""
+		}
+		w.ledger.retry()
+		opts.Idempotent = true // it goes through another bus, perhaps
+		time.Sleep(time.Duration(r.IntN(50)) * time.Millisecond)
+	}
+	return ""
+}
+
+// logs reads what every log has in the end.
+func (w *world) logs() map[string][]entry {
+	w.t.Helper()
+	logs := make(map[string][]entry)
+	for _, p := range w.projects {
+		for _, c := range p.channels() {
+			var messages []redis.XMessage
+			eventually(w.t, "the log of "+c.String(), func() (ok bool) {
+				var err error
+				messages, err = w.d.direct.XRange(w.ctx, "eventbus:log:{"+c.String()+"}", "-", "+").Result()
+				return err == nil
+			})
+			entries := []entry{}
+			for _, m := range messages {
+				var ev eventbus.Event
+				text, _ := m.Values["event"].(string)
+				if err := ev.UnmarshalJSON([]byte(text)); err != nil {
+					w.t.Fatal(err)
+				}
+				entries = append(entries, entry{m.ID, ev.ID})
+			}
+			logs[c.String()] = entries
+		}
+	}
+	return logs
+}
+
+func names(channels []eventbus.Channel) (out []string) {
+	for _, c := range channels {
+		out = append(out, c.String())
+	}
+	return out
+}
