@@ -1,8 +1,9 @@
 -- Appends events to logs and rings the doorbell of each: one atomic step, so
 -- that the order in a log is the order on its channel.
 --
--- KEYS  the logs, then the markers (keys that remember the id of an event that
---       was published with Idempotent)
+-- KEYS  the logs, then as many flags (keys that are there while a log has markers),
+--       then the markers (keys that remember the id of an event that was published
+--       again, or with Idempotent; their names are the flag's with the id behind it)
 -- ARGV  [1] number of logs  [2] lifetime of a marker in ms
 --       [3] the command that publishes: PUBLISH or SPUBLISH
 --       for each log:   channel, number of events to keep (0: all),
@@ -12,7 +13,9 @@
 --                       '' or 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
---          marker  number of the event's marker among KEYS, or ''
+--          marker  number of the event's marker among KEYS, to be left; or ''
+--       Markers are looked at for every event: it may be a first attempt that comes
+--       late, when the event was published again already.
 --          also    where an earlier call has appended the event, or ''
 --       An event that goes to several logs comes several times, one behind the
 --       other; every entry but the first notes in its field 'also' where those
@@ -23,7 +26,7 @@
 -- Nothing here raises an error once something may be written: the caller takes one
 -- for "it did not run".
 local logs, markerTTL, publish = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local epochs, touched = {}, {}
+local epochs, touched, marked = {}, {}, {}
 
 local function channel(log) return ARGV[4 + (log - 1) * 4] end
 local function keep(log) return ARGV[5 + (log - 1) * 4] end
@@ -31,6 +34,7 @@ local function lifetime(log) return ARGV[6 + (log - 1) * 4] end
 for log = 1, logs do
   local epoch = ARGV[7 + (log - 1) * 4]
   if epoch ~= '' then epochs[log] = epoch end
+  marked[log] = redis.call('EXISTS', KEYS[logs + log]) == 1
 end
 
 local function xadd(log, id, event, also, create)
@@ -96,6 +100,13 @@ local function append(log, event, also)
   return id
 end
 
+-- The position that a marker has, or nil. A marker outlives a log that was lost: then the
+-- event is not there.
+local function markerOf(log, key)
+  local there = redis.pcall('GET', key)
+  if type(there) == 'string' and string.match(there, '^%d+') == epochOf(log) then return there end
+end
+
 -- The position of the event with this id among the newest entries, or nil.
 local function find(log, id, look, since)
   local want, from = '{"id":"' .. id .. '"', '+'
@@ -116,18 +127,15 @@ end
 local replies, logOf, previous, also = {}, {}, nil, ''
 for a = 4 + logs * 4, #ARGV, 3 do
   local log, event, how = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
-  local there, marker = nil, nil
+  local there, own = nil, nil
   if event ~= previous then previous, also = event, '' end
+  if marked[log] then
+    there = markerOf(log, KEYS[logs + log] .. (string.match(event, '^{"id":"([^"]*)"') or ''))
+  end
   if how ~= '' then
-    local id, look, since, m, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
+    local id, look, since, key, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
     if also == '' then also = before end
-    if m ~= '' then
-      marker = KEYS[tonumber(m)]
-      there = redis.pcall('GET', marker) or nil
-      if type(there) == 'table' then there = nil end -- then the log itself is searched
-      -- A marker outlives a log that was lost: then the event is not there.
-      if there and string.match(there, '^%d+') ~= epochOf(log) then there = nil end
-    end
+    if key ~= '' then own = KEYS[tonumber(key)] end
     if not there then there = find(log, id, tonumber(look), since) end
   end
   local reply
@@ -146,9 +154,11 @@ for a = 4 + logs * 4, #ARGV, 3 do
     end
   end
   if there then also = also .. (also == '' and '' or ' ') .. channel(log) .. '@' .. there end
-  if marker and there then
-    local set = redis.pcall('SET', marker, there, 'PX', markerTTL)
+  if own and there then
+    local set = redis.pcall('SET', own, there, 'PX', markerTTL)
+    if not set.err then set = redis.pcall('SET', KEYS[logs + log], '', 'PX', markerTTL) end
     if set.err then reply = '~' .. set.err end
+    marked[log] = true
   end
   replies[#replies + 1] = reply
   logOf[#replies] = log

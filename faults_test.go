@@ -173,6 +173,32 @@ func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
 	require.EqualValues(t, 1, direct.XLen(deadline(t), logKey(channel)).Val())
 }
 
+// TestPublishThatComesLateIsNotAppendedAgain keeps the first attempt on its way, until the
+// event has been published again by somebody else.
+func TestPublishThatComesLateIsNotAppendedAgain(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	rdb, ctx, project := s.Client(t), deadline(t), uuid.New()
+	late, other := newBus(t, p.Client(t)), newBus(t, rdb)
+	channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.UserChannel(uuid.New())}
+	require.NoError(t, late.Publish(ctx, message(t, project, "0"), channels[1]))
+	ev := message(t, project, "1")
+	p.Freeze()
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	var failed *eventbus.PublishError
+	require.ErrorAs(t, late.Publish(short, ev, channels[1]), &failed)
+	require.Equal(t, channels, failed.Unknown)
+	_, err := other.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels[1:], Idempotent: true})
+	require.NoError(t, err)
+	calls := commandCalls(t, rdb, "evalsha")
+	p.Thaw()
+	require.Eventually(t, func() bool { return commandCalls(t, rdb, "evalsha") > calls }, time.Minute, 10*time.Millisecond)
+	for _, c := range channels {
+		require.EqualValues(t, 2, rdb.XLen(ctx, logKey(c)).Val())
+	}
+}
+
 // TestIdempotentThroughAnotherProcess: Redis ran it, the caller heard nothing, and goes
 // to another process with the same event.
 func TestIdempotentThroughAnotherProcess(t *testing.T) {

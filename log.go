@@ -108,7 +108,7 @@ func logKey(name string) string { return "eventbus:log:{" + name + "}" }
 
 func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + id }
 
-// markerTTL is how long the id of an event that was published with Idempotent
+// markerTTL is how long the id of an event that was published again, or with Idempotent,
 // is remembered beside its log.
 const markerTTL = 10 * time.Minute
 
@@ -164,7 +164,7 @@ type record struct {
 	also  string // where an earlier call has appended it, as in append.lua
 
 	idempotent bool // look for a marker, and leave one
-	look       int  // search that many of the newest entries for the id
+	look       int  // search that many of the newest entries for the id, and leave a marker
 	since      Position
 }
 
@@ -188,7 +188,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 			index[records[i].name] = len(names) // from 1, as Lua counts
 		}
 	}
-	keys := make([]string, len(names))
+	keys := make([]string, 2*len(names))
 	args := make([]any, 0, 3+4*len(names)+3*len(records))
 	args = append(args, len(names), markerTTL.Milliseconds(), l.publish())
 	kinds := make(map[string]ChannelKind, len(names))
@@ -197,7 +197,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 	}
 	heads := make(map[string]Position, len(names))
 	for i, name := range names {
-		keys[i] = logKey(name)
+		keys[i], keys[len(names)+i] = logKey(name), markerKey(name, "")
 		keep := l.retention(kinds[name])
 		epoch := ""
 		if head := l.head(name); !head.IsZero() {
@@ -214,7 +214,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 			if r.since.epoch == heads[r.name].epoch && r.since.seq > rewindable {
 				since = strconv.FormatInt(r.since.seq-rewindable, 10)
 			}
-			if r.idempotent {
+			if r.idempotent || r.look > 0 {
 				keys = append(keys, markerKey(r.name, r.id))
 				marker = strconv.Itoa(len(keys))
 			}
@@ -533,7 +533,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "READONLY"):
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
-		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XSETID, XRANGE, XREVRANGE, XINFO, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
+		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XSETID, XRANGE, XREVRANGE, XINFO, EXISTS, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
 			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"

@@ -15,6 +15,7 @@ redis.call('TIME')
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '', 'PX', '1000')
 redis.call('GET', KEYS[1])
+redis.call('EXISTS', KEYS[1])
 redis.call('DEL', KEYS[1])
 redis.call(ARGV[1], KEYS[1], '')
 if id ~= '5-2' then return redis.error_reply('Invalid stream ID given back: ' .. id) end
