@@ -1,7 +1,8 @@
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= 30s
+FOR ?= 5m
 
-.PHONY: help test run bench fuzz
+.PHONY: help test run bench fuzz chaos
 
 help: ## lists the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -13,6 +14,7 @@ test: ## gets redis-server if need be, then checks and tests everything
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	go test -race -timeout 10m ./...
+	cd chaos && go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./... && go test -race -timeout 10m ./...
 
 run: ## the dashboard, on an embedded Redis
 	go run ./examples/dashboard
@@ -25,3 +27,7 @@ fuzz: ## each fuzz target for FUZZTIME (30s)
 	@for target in $$(grep -rhoE '^func Fuzz[A-Za-z0-9]+' --include='*_test.go' . | sed 's/func //'); do \
 		echo "$$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
 	done
+
+chaos: ## everything breaks for FOR (5m), with SEED; prints a ledger
+	@scripts/install-redis
+	cd chaos && go test -race -count=1 -timeout 60m -run TestChaos -v . -for $(FOR) $(if $(SEED),-seed $(SEED))

@@ -12,8 +12,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
-
-	"github.com/syndarix/eventbus"
 )
 
 var (
@@ -146,5 +144,3 @@ func (w *world) mark(accounts []*account, text string) {
 		}
 	}
 }
-
-var _ eventbus.Client = split{}

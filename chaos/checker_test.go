@@ -132,17 +132,23 @@ func (c *checker) again(a *account, items []item, before, i int, gapBetween func
 	})
 }
 
-// channelOf finds the channel of an event that came on a stream.
+// channelOf finds the channel of an event that came on a stream, "" where it may be one of
+// several: logs that began in the same millisecond can have an event at the same position.
 func (c *checker) channelOf(a *account, it *item) string {
 	if len(a.channels) == 1 {
 		return a.channels[0]
 	}
+	found := ""
 	for _, channel := range c.heard[it.position+" "+it.id] {
-		if slices.Contains(a.channels, channel) {
-			return channel
+		if !slices.Contains(a.channels, channel) {
+			continue
 		}
+		if found != "" {
+			return ""
+		}
+		found = channel
 	}
-	return ""
+	return found
 }
 
 // missing adds what the subscriber should have been given and was not.

@@ -147,10 +147,11 @@ func (s *socket) Pipe(stub *toxics.ToxicStub) {
 		}
 	}
 	late := time.After(time.Second)
-	for _, c := range p.out {
+	for gone := false; len(p.out) > 0 && !gone; p.out = p.out[1:] {
 		select {
-		case stub.Output <- c:
+		case stub.Output <- p.out[0]:
 		case <-late: // the other end is gone
+			gone = true
 		}
 	}
 	stub.Close()
