@@ -150,8 +150,10 @@ func TestCursorOfOtherChannels(t *testing.T) {
 		project, agent, user := uuid.New(), uuid.New(), uuid.New()
 		p, a, u := eventbus.ProjectChannel(project), eventbus.AgentChannel(agent), eventbus.UserChannel(user)
 		bus := newBus(t, rdb)
-		s := joined(t, streams(t, bus, p, a))
 		elsewhere := uuid.New()
+		publish(t, bus, project, nil, "p0") // then there are logs
+		publish(t, bus, elsewhere, []eventbus.Channel{a}, "a0")
+		s := joined(t, streams(t, bus, p, a))
 		publish(t, bus, project, nil, "p1")
 		publish(t, bus, elsewhere, []eventbus.Channel{a}, "a1")
 		publish(t, bus, project, nil, "p2")

@@ -230,6 +230,8 @@ func StartCluster(t testing.TB, masters int, replicas bool) *Cluster {
 			"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
 		nodes = append(nodes, s)
 		rdb := s.Client(t)
+		// Nodes with the same epoch would settle by themselves who has which slot.
+		must(rdb.Do(ctx, "cluster", "set-config-epoch", i+1).Err())
 		if i == 0 {
 			host, port, _ := net.SplitHostPort(s.Addr)
 			meet = []any{"cluster", "meet", host, port, bus}
@@ -318,9 +320,27 @@ func (c *Cluster) MoveSlot(t testing.TB, slot int, to *Server) {
 		}
 		do(from, append([]any{"migrate", host, port, "", 0, 5000, "keys"}, keys...)...)
 	}
-	for _, s := range append([]*Server{to, from}, c.Masters...) {
-		do(s, "cluster", "setslot", slot, "node", toID)
+	do(to, "cluster", "setslot", slot, "node", toID)
+	do(from, "cluster", "setslot", slot, "node", toID)
+	// A node that begins another move before it knows the newest epoch can lose the
+	// slot again, with its keys, to a message that was on its way.
+	wait(t, "the nodes to agree", func(ctx context.Context) bool {
+		return !slices.ContainsFunc(c.Masters, func(s *Server) bool { return c.view(ctx, s) != c.view(ctx, to) })
+	})
+}
+
+// view is what a node knows of epochs and slots.
+func (c *Cluster) view(ctx context.Context, s *Server) string {
+	rdb := redis.NewClient(&redis.Options{Addr: s.Addr})
+	defer rdb.Close()
+	var nodes []string
+	for line := range strings.Lines(rdb.ClusterNodes(ctx).Val()) {
+		if f := strings.Fields(line); len(f) >= 8 {
+			nodes = append(nodes, fmt.Sprint(f[0], f[6], f[8:]))
+		}
 	}
+	slices.Sort(nodes)
+	return strings.Join(nodes, "\n")
 }
 
 // Owner gives the master that has a slot.
