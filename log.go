@@ -399,19 +399,36 @@ func (r readRequest) args() []any {
 
 // read gives a page of a log.
 func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
+	before := l.head(r.name)
 	reply, err := readScript.run(ctx, l.client, []string{logKey(r.name)}, r.args()...)
 	if err != nil {
 		return nil, fmt.Errorf("read log of %s: %w", r.name, l.unavailable(err))
 	}
-	return parsePage(r.from, reply)
+	page, err := parsePage(r.from, reply)
+	l.compare(r.name, page, before)
+	return page, err
+}
+
+// compare forgets a head that was in the log before this page was read, and is not any
+// more: a failover has lost it. Who begins now must not begin there.
+func (l *redisLog) compare(name string, page *logPage, before Position) {
+	if page == nil || page.last.epoch != before.epoch || page.last.seq >= before.seq {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heads[name] == before {
+		l.heads[name] = page.last
+	}
 }
 
 // readMany reads pages of several logs in one round trip.
 func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*logPage, []error) {
 	pages, errs := make([]*logPage, len(requests)), make([]error, len(requests))
-	cmds := make([]*redis.Cmd, len(requests))
+	cmds, before := make([]*redis.Cmd, len(requests)), make([]Position, len(requests))
 	pipe := l.client.Pipeline()
 	for i, r := range requests {
+		before[i] = l.head(r.name)
 		cmds[i] = readScript.cmd(ctx, false, []string{logKey(r.name)}, r.args())
 		_ = pipe.Process(ctx, cmds[i]) // only queues
 	}
@@ -428,6 +445,7 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*log
 			continue
 		}
 		pages[i], errs[i] = parsePage(requests[i].from, reply)
+		l.compare(requests[i].name, pages[i], before[i])
 	}
 	return pages, errs
 }
@@ -537,7 +555,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
-	case strings.HasPrefix(text, "LOADING"), strings.HasPrefix(text, "MASTERDOWN"), strings.HasPrefix(text, "CLUSTERDOWN"):
+	case temporaryReply(text):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	default:
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
