@@ -149,6 +149,10 @@ for a = 4 + logs * 4, #ARGV, 3 do
       there = id
       reply = '+' .. id
       if type(rung) == 'table' and rung.err then reply = '~' .. rung.err end
+    elseif string.find(err, '^READONLY') then
+      -- Nothing was written. As an error of the whole call, it makes the client drop
+      -- its connection to what was a master once.
+      return redis.error_reply(err)
     else
       reply = '!' .. err
     end
