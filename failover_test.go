@@ -342,3 +342,52 @@ func TestRelayedIntoAChannelWithoutLog(t *testing.T) {
 		}
 	}
 }
+
+// TestFeedThatOutlivesADemotion stays connected to a master that becomes a replica of one
+// that has other events under its newest numbers, and hears only what follows those. Nothing
+// in what it hears is out of line.
+func TestFeedThatOutlivesADemotion(t *testing.T) {
+	one, two := redistest.Start(t), redistest.Start(t, "--repl-diskless-sync-delay", "0")
+	a, b, ctx, project := one.Client(t), two.Client(t), deadline(t), uuid.New()
+	follows := func(s, master *redistest.Server) {
+		host, port, _ := net.SplitHostPort(master.Addr)
+		require.NoError(t, s.Client(t).SlaveOf(ctx, host, port).Err())
+		require.Eventually(t, func() bool {
+			return strings.Contains(s.Client(t).Info(ctx, "replication").Val(), "master_link_status:up")
+		}, time.Minute, 10*time.Millisecond)
+	}
+	var rdb atomic.Pointer[redis.Client] // what a name resolves to
+	rdb.Store(a)
+	commands := redis.NewClient(&redis.Options{Dialer: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return net.Dial(network, rdb.Load().Options().Addr)
+	}})
+	t.Cleanup(func() { _ = commands.Close() })
+	bus := newBus(t, split{commands, a}, eventbus.WithFreshness(2*time.Second))
+	c := eventbus.ProjectChannel(project)
+	follows(two, one)
+	f := follow(t, bus, now(t, bus, c))
+	publish := func(rdb *redis.Client, from, until int) {
+		p := newBus(t, rdb)
+		for i := from; i < until; i++ {
+			require.NoError(t, p.Publish(ctx, message(t, project, fmt.Sprint(i))))
+		}
+	}
+	publish(a, 0, 10)
+	require.Eventually(t, func() bool { return b.XLen(ctx, logKey(c)).Val() == 10 }, time.Minute, 10*time.Millisecond)
+	f.count(10)
+	quietly(t, bus)
+	require.NoError(t, b.SlaveOf(ctx, "NO", "ONE").Err())
+	publish(a, 10, 15) // nobody but this bus will ever have seen them
+	f.count(15)
+	publish(b, 100, 105)
+	rdb.Store(b)
+	follows(one, two)
+	publish(b, 105, 106)
+	f.until("the gap", func(_ []string, gaps []*eventbus.GapError) bool { return len(gaps) > 0 })
+	publish(b, 106, 110)
+	f.until("what follows", func(texts []string, _ []*eventbus.GapError) bool { return texts[len(texts)-1] == "109" })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.Len(t, f.gaps, 1)
+	require.Equal(t, eventbus.GapRewound, f.gaps[0].Reason)
+}

@@ -138,19 +138,6 @@ func (l *redisLog) saw(name string, p, before Position) {
 	l.heads[name] = p
 }
 
-// correct replaces what was taken for the newest position by what the log says.
-func (l *redisLog) correct(name string, was, is Position) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.heads[name] != was: // there is newer word
-	case is.seq > 0:
-		l.heads[name] = is
-	default:
-		delete(l.heads, name)
-	}
-}
-
 // rewindable is how many entries a failover may take back between the attempts of one
 // publish, for the second to find what the first has appended.
 const rewindable = 1000
@@ -284,6 +271,7 @@ type logPage struct {
 	first   Position // of the oldest entry; zero when there is none
 	expires int64    // Redis time at which the log will be dropped, 0 never
 	asked   Position // where the read began; zero: at the oldest entry
+	ids     string   // what verify asked for: lines of number and id
 	entries []logEntry
 }
 
@@ -381,9 +369,10 @@ func (p *logPage) after(pos Position) []logEntry {
 
 // A readRequest asks for a page of one log.
 type readRequest struct {
-	name  string
-	from  Position // itself included; zero: from the oldest entry
-	count int      // 0: the state alone
+	name   string
+	from   Position // itself included; zero: from the oldest entry
+	count  int      // 0: the state alone
+	verify Position // also give the ids of the events from here to from; zero: none
 }
 
 // pageBytes is where a page of events ends, however few they are.
@@ -394,7 +383,11 @@ func (r readRequest) args() []any {
 	if r.from.epoch > 0 && r.from.seq >= 0 {
 		from = string(r.from.append(nil))
 	}
-	return []any{from, r.count, pageBytes}
+	verify := ""
+	if !r.verify.IsZero() {
+		verify = r.verify.String()
+	}
+	return []any{from, r.count, pageBytes, verify}
 }
 
 // read gives a page of a log.
@@ -410,14 +403,18 @@ func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
 }
 
 // compare forgets a head that was in the log before this page was read, and is not any
-// more: a failover has lost it. Who begins now must not begin there.
+// more: it was lost, or expired. Who begins now must not begin there.
 func (l *redisLog) compare(name string, page *logPage, before Position) {
-	if page == nil || page.last.epoch != before.epoch || page.last.seq >= before.seq {
+	if page == nil || before.IsZero() || page.last.epoch == before.epoch && page.last.seq >= before.seq {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.heads[name] == before {
+	switch {
+	case l.heads[name] != before: // there is newer word
+	case page.last.IsZero():
+		delete(l.heads, name)
+	default:
 		l.heads[name] = page.last
 	}
 }
@@ -452,7 +449,7 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*log
 
 func parsePage(asked Position, reply any) (*logPage, error) {
 	parts, ok := reply.([]any)
-	if !ok || len(parts) < 5 || len(parts)%3 != 2 {
+	if !ok || len(parts) < 6 || len(parts)%3 != 0 {
 		return nil, fmt.Errorf("unexpected reply %T to read", reply)
 	}
 	text := func(i int) string { s, _ := parts[i].(string); return s }
@@ -478,7 +475,8 @@ func parsePage(asked Position, reply any) (*logPage, error) {
 			return nil, err
 		}
 	}
-	for i := 5; i < len(parts); i += 3 {
+	p.ids = text(5)
+	for i := 6; i < len(parts); i += 3 {
 		e := logEntry{event: []byte(text(i + 1)), also: text(i + 2)}
 		if e.pos, err = ParsePosition(text(i)); err != nil {
 			return nil, err

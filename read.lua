@@ -7,10 +7,12 @@
 --       [2] the most entries to return; 0: only the state
 --       [3] bytes of events after which to stop; the first does not count, so
 --       that a reader always gets on
+--       [4] position from which on to [1] to give the ids of events, or ''
 -- reply [1] Redis time in ms  [2] position of the last append, '' when there is
 --       no log  [3] ms until the log is dropped, -1 never
 --       [4] position of the oldest entry, '' when there is none
 --       [5] id of the event at [2], '' when that is not an entry any more
+--       [6] what ARGV[4] asks for: lines of number and id
 --       then for each entry: position, event, other channels ('' or names)
 local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- a write that changes nothing
 if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
@@ -18,7 +20,7 @@ local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then
-  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', ''} end
+  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', '', ''} end
   return info
 end
 local last, oldest, newest = '', nil, nil
@@ -41,7 +43,13 @@ local first, id = oldest and oldest[1] or '', ''
 if newest and newest[1] == last then
   id = string.match(newest[2][2] or '', '^{"id":"([^"\\]*)"') or ''
 end
-local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id}
+local ids = {}
+if ARGV[4] ~= '' and string.match(ARGV[4], '^%d+') == epoch then
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[4], ARGV[1])) do
+    ids[#ids + 1] = string.match(entry[1], '%d+$') .. ' ' .. (string.match(entry[2][2] or '', '^{"id":"([^"\\]*)"') or '')
+  end
+end
+local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id, table.concat(ids, '\n')}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or string.match(from, '^%d+') ~= epoch or string.sub(from, -2) == '-0' then from = begin end
 local more = count > 0
@@ -54,7 +62,7 @@ while more do
       if entry[2][i] == 'event' then event = entry[2][i + 1] end
       if entry[2][i] == 'also' then also = entry[2][i + 1] end
     end
-    if #reply > 5 then bytes = bytes - #event end
+    if #reply > 6 then bytes = bytes - #event end
     reply[#reply + 1] = entry[1]
     reply[#reply + 1] = event
     reply[#reply + 1] = also

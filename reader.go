@@ -29,8 +29,11 @@ type reader struct {
 type lane struct {
 	tail  *tail
 	place place
-	view  view   // entries to take next
-	from  uint64 // ordinal in the tail before which a reader of several channels reads the log
+	view  view // entries to take next
+	// rewound says that a failover has put other events before the place: a gap that
+	// is to be announced.
+	rewound bool
+	from    uint64 // ordinal in the tail before which a reader of several channels reads the log
 
 	// What the lane passes over, though it is before its position, while other
 	// lanes may have some of these events yet to come.
@@ -192,7 +195,6 @@ func (b *Bus) present(ctx context.Context, l *lane) Position {
 		return pos
 	}
 	if heads, err := b.heads(ctx, []string{l.tail.name}); err == nil {
-		b.log.correct(l.tail.name, head, heads[0])
 		return heads[0]
 	}
 	if head.epoch == pos.epoch {
@@ -370,13 +372,18 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		if g.skipped {
 			return &GapError{Channel: l.tail.channel, Reason: GapUnlogged, From: l.place.pos}, nil
 		}
-		if !g.behind {
+		l.rewound = l.rewound || g.rewound
+		if !g.behind && !l.rewound {
 			return nil, nil
 		}
 		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
 		if err != nil {
 			return nil, err
 		}
+		if l.rewound && gap == "" {
+			gap = GapRewound
+		}
+		l.rewound = false
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
 		if from == unknown {

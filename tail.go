@@ -3,6 +3,8 @@ package eventbus
 import (
 	"slices"
 	"sort"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -46,6 +48,13 @@ type tail struct {
 	overflow  bool // more came than can be held
 	asked     int  // how many were held when the fill under way was begun
 
+	// verified is how far a read of the log has confirmed what is here. Where another
+	// server has given some numbers behind it to other events, and this process heard
+	// only those that followed, rewinds is raised: who was past it has missed some.
+	verified Position
+	rewinds  uint64
+	intact   Position // where the log was still the same, when rewinds was raised
+
 	// due is what a fill found though nothing was in doubt: the channel has yet to
 	// bring it.
 	due      Position
@@ -63,9 +72,10 @@ type heldEvent struct {
 
 // The ring of a tail is bounded in events and bytes; what is held back, too.
 const (
-	tailEvents = 4096
-	tailBytes  = 2 << 20
-	heldEvents = 512
+	verifyEvents = 1000 // how far back a tail is compared with its log, at most
+	tailEvents   = 4096
+	tailBytes    = 2 << 20
+	heldEvents   = 512
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
@@ -162,6 +172,9 @@ func (t *tail) want() readRequest {
 	defer t.mu.Unlock()
 	t.asked = len(t.held)
 	r := readRequest{name: t.name, from: t.last, count: pageEvents}
+	if v := t.verified; t.ready && v.epoch == t.last.epoch && v.seq < t.last.seq {
+		r.verify = Position{epoch: v.epoch, seq: max(v.seq, t.last.seq-verifyEvents) + 1}
+	}
 	if !t.ready {
 		r.count = 0
 	}
@@ -184,19 +197,25 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 }
 
 func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool {
-	if t.ready && asked.from != t.last {
-		return !t.doubt // the tail has moved on since: the page is out of date
-	}
 	next, run := t.next, t.run
 	defer func() {
 		if t.next != next || t.run != run {
 			t.wakeLocked()
 		}
 	}()
+	forked := t.forkedLocked(page)
+	if t.ready && asked.from != t.last && !forked {
+		t.verifyLocked(page)
+		return !t.doubt // the tail has moved on since: the page is out of date
+	}
 	switch {
 	case !t.ready:
 		t.last, t.ready = page.head(), true
 		close(t.opened)
+	case forked:
+		t.rewinds++
+		t.intact = t.verified
+		t.restartLocked(page)
 	case t.expiredLocked(page):
 		// Dropped in its time, with every event delivered: nothing is missing.
 		t.last = Position{epoch: t.expires, seq: noLog}
@@ -204,6 +223,7 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool
 	default:
 		t.takeLocked(page)
 	}
+	t.verifyLocked(page)
 	t.expires = page.expires
 	if !t.doubt && connected && t.next != next && t.due.IsZero() {
 		t.due, t.dueSince = t.last, time.Now()
@@ -259,10 +279,7 @@ func (t *tail) takeLocked(page *logPage) {
 	complete := page.last.IsZero() || start.same(page.last) ||
 		len(entries) > 0 && entries[len(entries)-1].pos.same(page.last)
 	if gap != "" || !complete {
-		t.segments, t.first, t.bytes = nil, t.next, 0
-		t.run++
-		t.pages.clear()
-		t.last = page.head()
+		t.restartLocked(page)
 		return
 	}
 	if start.seq <= 0 {
@@ -270,6 +287,43 @@ func (t *tail) takeLocked(page *logPage) {
 	}
 	for _, e := range entries {
 		t.addLoggedLocked(e)
+	}
+}
+
+// restartLocked starts the tail anew at the log's end.
+func (t *tail) restartLocked(page *logPage) {
+	t.segments, t.first, t.bytes = nil, t.next, 0
+	t.run++
+	t.pages.clear()
+	t.last = page.head()
+}
+
+// forkedLocked tells whether the log has other events than the tail under the same
+// numbers.
+func (t *tail) forkedLocked(page *logPage) bool {
+	for line := range strings.Lines(page.ids) {
+		number, id, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		seq, err := strconv.ParseInt(number, 10, 64)
+		if err != nil || id == "" {
+			continue
+		}
+		_, at, found := t.findLocked(Position{epoch: page.last.epoch, seq: seq})
+		if found && at.mark != 0 && at.mark != fingerprint(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// verifyLocked notes that the tail has what the log ended with when the page was read.
+func (t *tail) verifyLocked(page *logPage) {
+	if page.last.seq <= 0 {
+		return
+	}
+	if page.last.same(t.last) {
+		t.verified = page.last
+	} else if _, at, found := t.findLocked(page.last); found && at.same(page.last) {
+		t.verified = page.last
 	}
 }
 
@@ -369,6 +423,7 @@ type place struct {
 	pos      Position
 	attached bool   // the following are of use
 	run      uint64 // the tail's, when it attached
+	rewinds  uint64 // likewise
 	ord      uint64 // ordinal of the entry to read next
 	foreign  uint64 // how many foreign events the tail had had when the reader began, and here
 
@@ -387,6 +442,7 @@ type glance struct {
 	view
 	behind  bool // the tail does not reach back to the place
 	skipped bool // foreign events went by between the place and here
+	rewound bool // events before the place are not those that the log has
 }
 
 // look gives what follows the place. A reader that is not attached is attached
@@ -395,10 +451,15 @@ type glance struct {
 func (t *tail) look(p *place, from uint64) glance {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	var g glance
 	if p.attached && (p.run != t.run || p.ord < t.first) {
 		p.attached = false
+		g.rewound = p.rewinds != t.rewinds && (p.pos.epoch != t.intact.epoch || p.pos.seq > t.intact.seq)
 	}
-	var g glance
+	if g.rewound {
+		g.behind = true
+		return g
+	}
 	if !p.attached {
 		var ok bool
 		if g.skipped, ok = t.attachLocked(p, from); !ok {
@@ -454,7 +515,7 @@ func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 		return false, false
 	}
 	skipped = foreign > p.foreign
-	p.attached, p.run, p.ord, p.foreign = true, t.run, ord, foreign
+	p.attached, p.run, p.rewinds, p.ord, p.foreign = true, t.run, t.rewinds, ord, foreign
 	return skipped, true
 }
 

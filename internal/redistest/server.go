@@ -4,6 +4,7 @@ package redistest
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -163,10 +165,11 @@ type Sentinels struct {
 // take the master for dead after half a second.
 func StartSentinels(t testing.TB, replicas int, args ...string) *Sentinels {
 	t.Helper()
+	args = append([]string{"--repl-diskless-sync-delay", "0"}, args...)
 	s := &Sentinels{Master: Start(t, args...)}
 	host, port, _ := net.SplitHostPort(s.Master.Addr)
 	for range replicas {
-		s.Replicas = append(s.Replicas, Start(t, append([]string{"--replicaof", host + " " + port, "--repl-diskless-sync-delay", "0"}, args...)...))
+		s.Replicas = append(s.Replicas, Start(t, append([]string{"--replicaof", host + " " + port}, args...)...))
 	}
 	for _, r := range s.Replicas {
 		rdb := r.Client(t)
@@ -349,12 +352,16 @@ func (c *Cluster) Owner(t testing.TB, slot int) *Server {
 	nodes := slices.Concat(c.Masters, c.Replicas)
 	rdb := redis.NewClient(&redis.Options{Addr: c.Masters[0].Addr})
 	defer rdb.Close()
-	for _, r := range rdb.ClusterSlots(context.Background()).Val() {
-		if r.Start <= slot && slot <= r.End && len(r.Nodes) > 0 {
-			for _, s := range nodes {
-				if s.Addr == r.Nodes[0].Addr {
-					return s
-				}
+	for line := range strings.Lines(rdb.ClusterNodes(context.Background()).Val()) {
+		f := strings.Fields(line)
+		for _, slots := range f[min(len(f), 8):] {
+			first, last, _ := strings.Cut(slots, "-")
+			from, err := strconv.Atoi(first)
+			until, _ := strconv.Atoi(cmp.Or(last, first))
+			addr, _, _ := strings.Cut(f[1], "@")
+			i := slices.IndexFunc(nodes, func(s *Server) bool { return s.Addr == addr })
+			if err == nil && from <= slot && slot <= until && i >= 0 {
+				return nodes[i]
 			}
 		}
 	}
