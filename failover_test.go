@@ -192,7 +192,7 @@ func TestReplicaIsNotRead(t *testing.T) {
 	link := redistest.StartProxy(t, master.Addr)
 	a, b, ctx, project := master.Client(t), replica.Client(t), deadline(t), uuid.New()
 	host, port, _ := net.SplitHostPort(link.Addr)
-	require.NoError(t, b.SlaveOf(ctx, host, port).Err())
+	require.NoError(t, b.ReplicaOf(ctx, host, port).Err())
 	var on atomic.Bool
 	bus := newBus(t, switching{a, b, &on}, fresh)
 	c := eventbus.ProjectChannel(project)
@@ -351,7 +351,7 @@ func TestFeedThatOutlivesADemotion(t *testing.T) {
 	a, b, ctx, project := one.Client(t), two.Client(t), deadline(t), uuid.New()
 	follows := func(s, master *redistest.Server) {
 		host, port, _ := net.SplitHostPort(master.Addr)
-		require.NoError(t, s.Client(t).SlaveOf(ctx, host, port).Err())
+		require.NoError(t, s.Client(t).ReplicaOf(ctx, host, port).Err())
 		require.Eventually(t, func() bool {
 			return strings.Contains(s.Client(t).Info(ctx, "replication").Val(), "master_link_status:up")
 		}, time.Minute, 10*time.Millisecond)
@@ -376,7 +376,7 @@ func TestFeedThatOutlivesADemotion(t *testing.T) {
 	require.Eventually(t, func() bool { return b.XLen(ctx, logKey(c)).Val() == 10 }, time.Minute, 10*time.Millisecond)
 	f.count(10)
 	quietly(t, bus)
-	require.NoError(t, b.SlaveOf(ctx, "NO", "ONE").Err())
+	require.NoError(t, b.ReplicaOf(ctx, "NO", "ONE").Err())
 	publish(a, 10, 15) // nobody but this bus will ever have seen them
 	f.count(15)
 	publish(b, 100, 105)
