@@ -338,7 +338,7 @@ func (b *Bus) Stats() Stats {
 }
 
 // warn logs what needs attention, once per burst.
-func (b *Bus) warn(message string, err error) { b.logs.warn(message, err) }
+func (b *Bus) warn(message string, err error) { b.logs.warn(message, withoutArguments(err)) }
 
 // unreadable counts and logs something on a channel or in a log that is no event.
 func (b *Bus) unreadable(err error) {

@@ -255,6 +255,7 @@ func replyError(reply string) error {
 // unavailable marks temporary errors as such. A cluster may have another master by now,
 // which go-redis would find out within a minute if it were not told.
 func (l *redisLog) unavailable(err error) error {
+	err = withoutArguments(err)
 	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
 		return err
 	}
@@ -540,6 +541,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
+	err = withoutArguments(err)
 	var server redis.Error
 	if !errors.As(err, &server) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

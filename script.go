@@ -79,6 +79,27 @@ func (s script) runOnce(ctx context.Context, client Client, keys []string, args 
 
 func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") }
 
+// A serverError is what a server has answered, as far as it may be shown.
+type serverError string
+
+func (e serverError) Error() string { return string(e) }
+
+// RedisError makes it a [redis.Error].
+func (serverError) RedisError() {}
+
+// withoutArguments shortens the error of a server that does not know a command: it
+// repeats the arguments, which are the password if the command was AUTH.
+func withoutArguments(err error) error {
+	var server redis.Error
+	if !errors.As(err, &server) {
+		return err
+	}
+	if text, _, cut := strings.Cut(server.Error(), ", with args beginning with"); cut {
+		return serverError(text)
+	}
+	return err
+}
+
 // temporary tells whether trying again may help: the server could not be
 // reached, did not answer, or says that it is not ready.
 func temporary(err error) bool {
