@@ -466,7 +466,7 @@ func referenceEvent(data []byte) (fields map[string]string, ok bool) {
 		fields[name] = s
 		ok = ok && present
 	}
-	ok = ok && len(fields["type"]) <= 128 && regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$`).MatchString(fields["type"])
+	ok = ok && len(fields["type"]) <= 128 && !strings.HasPrefix(fields["type"], "stream.") && regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$`).MatchString(fields["type"])
 	ok = ok && slices.Contains([]string{"agent", "user", "system"}, fields["actor_type"])
 
 	// One layout: with a T, and with a zone.
@@ -482,12 +482,18 @@ func referenceEvent(data []byte) (fields map[string]string, ok bool) {
 	ok = ok && err == nil && at.Year() >= 1 && at.Year() <= 9999
 	fields["timestamp"] = at.Truncate(time.Microsecond).Format(time.RFC3339Nano)
 
-	project, err := uuid.Parse(fields["project_id"])
+	parse := func(s string) (uuid.UUID, error) {
+		if len(s) == 38 && !(strings.HasPrefix(s, "{") && strings.HasSuffix(s, "}")) {
+			return uuid.Nil, errors.New("38 characters, but no braces")
+		}
+		return uuid.Parse(s)
+	}
+	project, err := parse(fields["project_id"])
 	ok = ok && err == nil
 	fields["project_id"] = project.String()
 	if raw, present := members["actor_id"]; present && string(raw) != "null" {
 		s, isText := text("actor_id")
-		actor, err := uuid.Parse(s)
+		actor, err := parse(s)
 		ok = ok && isText && err == nil
 		fields["actor_id"] = actor.String()
 	}
@@ -505,6 +511,15 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add([]byte(strings.TrimSuffix(eventJSON(nil), "}") + `,"cursor":"1763868000000-42"}`))
 	f.Add([]byte(eventJSON(map[string]string{"payload": "{\n\"a\": [\"]}\\\"\", {}]\r\n}", "timestamp": `"2024-01-15 10:30:00.5"`})))
 	f.Add([]byte(`{"\u0069d":"\ud800","id":7,"id":"x"}`))
+	for _, replaced := range []map[string]string{
+		{"type": `"stream.gap"`}, {"type": `"agent.message\n"`}, {"id": `"\ud800\udc00\udfff\r\n"`}, {"id": `"\u0000\u2028"`},
+		{"project_id": `"x550e8400-e29b-41d4-a716-446655440001x"`}, {"project_id": `"{550e8400-e29b-41d4-a716-446655440001}"`},
+		{"payload": strings.Repeat(`{"a":[`, 4999) + strings.Repeat(`]}`, 4999)}, {"payload": strings.Repeat(`{"a":`, 10_000) + "1" + strings.Repeat(`}`, 10_000)},
+		{"payload": `{"n":-` + strings.Repeat("9", 5000) + `.0e+99999}`}, {"payload": `{"\ud83d":"\ude00","":{"":""},"a":"\\\"}]"}`},
+		{"timestamp": `"9999-12-31T23:59:59.9999999-23:59"`}, {"timestamp": `"0001-01-01T00:00:00+23:59"`},
+	} {
+		f.Add([]byte(eventJSON(replaced)))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var ev eventbus.Event
 		err := ev.UnmarshalJSON(data)

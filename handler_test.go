@@ -894,6 +894,14 @@ func FuzzLastEventID(f *testing.F) {
 		f.Add(id, true)
 		f.Add(id, false)
 	}
+	for _, seq := range extremes { // and with holes, of the first, the second and no channel
+		e := []forgedEntry{forgedAt(f, channels[0], at), forgedAt(f, channels[1], newest(f, rdb, channels[1]))}
+		holes := []forgedHole{{0, seq, 0, seq - 1, 0}, {1, 3, 0, seq, 0}}
+		f.Add(forged{entries: e, holes: holes}.String(), false)
+		f.Add(forged{entries: e, holes: append(holes, forgedHole{2, seq, seq, seq, seq})}.String(), true)
+		e[0].seq, e[1].epoch = seq, seq
+		f.Add(forged{entries: e, holes: holes}.String(), false)
+	}
 	handlers := []http.Handler{bus.Handler(reads(channels...)), bus.Handler(reads(channels[:1]...))}
 	f.Fuzz(func(t *testing.T, id string, one bool) {
 		h := handlers[0]

@@ -374,6 +374,16 @@ func FuzzParseCursor(f *testing.F) {
 		f.Add(encodeCursor(channelNames(n), at).String())
 		f.Add(string(newCursorKey(channelNames(n)).append(nil, func(i int) Position { return at[i] }, holes...)))
 	}
+	far := []Position{{maxEpoch, maxSeq, 0xFFFF}, {0, noLog, 0}, {maxEpoch, 0, 1}, {0, 0, 1}}
+	many := make([][]hole, len(far))
+	for i := range many {
+		for seq := range int64(maxHoles) {
+			many[i] = append(many[i], hole{Position{epoch: seq, seq: seq}, Position{epoch: maxEpoch - seq, seq: maxSeq - seq}})
+		}
+	}
+	for n := 1; n <= 4; n++ {
+		f.Add(string(newCursorKey(channelNames(n)).append(nil, func(i int) Position { return far[i] }, many[:n]...)))
+	}
 	f.Add("")
 	f.Add("4AAAAA")
 	f.Add("550e8400-e29b-41d4-a716-446655440000")

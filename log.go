@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	_ "embed"
@@ -230,7 +231,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 
 func parseAppended(reply any, id string) appended {
 	s, _ := reply.(string)
-	if s == "" {
+	if s == "" || !strings.Contains("!~+=", s[:1]) {
 		return appended{err: fmt.Errorf("unexpected reply %T to append", reply)}
 	}
 	switch s[0] {
@@ -488,14 +489,15 @@ func parsePage(asked Position, reply any) (*logPage, error) {
 	return p, nil
 }
 
-// eventID gives the id of an event as this bus writes it, "" for anything else.
+// eventID gives the id of an event as this bus writes it, "" for anything else: the
+// same as read.lua.
 func eventID(event []byte) string {
-	s, ok := strings.CutPrefix(string(event[:min(len(event), 256)]), `{"id":"`)
-	if !ok {
+	s, ok := bytes.CutPrefix(event, []byte(`{"id":"`))
+	end := bytes.IndexAny(s, `"\`)
+	if !ok || end < 0 || s[end] != '"' {
 		return ""
 	}
-	id, _, _ := strings.Cut(s, `"`)
-	return id
+	return string(s[:end])
 }
 
 // find searches a log from its newest entry back for the event with this id, in

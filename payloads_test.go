@@ -568,6 +568,12 @@ func FuzzPayload(f *testing.F) {
 	f.Add([]byte(`{` + agentID + `,"message":"\ud800","message_type":"","metadata":{"a":[1e308,{"\ud800":null}]}}`))
 	f.Add([]byte(`{` + agentID + `,"message":"a","message":null,"metadata":null}`))
 	f.Add([]byte("{}"))
+	for _, metadata := range []string{
+		strings.Repeat(`{"a":`, 9999) + "{}" + strings.Repeat(`}`, 9999), strings.Repeat(`{"a":`, 900) + "{}" + strings.Repeat(`}`, 900),
+		`{"n":` + strings.Repeat("9", 400) + `}`, `{"n":1e-99999}`, `{"\udfff\ud800":"\u0000"}`, `{"a":1,"a":{},"A":[]}`,
+	} {
+		f.Add([]byte(`{` + agentID + `,"message":"\udc00\ud800","metadata":` + metadata + `}`))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var members map[string]json.RawMessage
 		if !utf8.Valid(data) || len(data) == 0 || json.Unmarshal(data, &members) != nil || members == nil {

@@ -325,6 +325,8 @@ func FuzzFrame(f *testing.F) {
 	f.Add("id\nid: 2\n\n", "x.y-z_0", "\u2028", "\u2028\u2029\u0085\x00\uFEFF", uint8(2), false)
 	f.Add("\xff\xfe", "agent.message\ndata: x", "k", "\xed\xa0\x80", uint8(3), true)
 	f.Add("\r", "stream.gap", "cursor", `","cursor":"1-1"}`, uint8(2), true)
+	f.Add(strings.Repeat("\r\n\n\r", 100), "a.b\r", "\U0010FFFF\uFFFE", strings.Repeat("data: x\n\n", 1000), uint8(1), false)
+	f.Add("\x00", "a.b:c", ": comment", "retry: 1\rid: \x00\r\r", uint8(3), true)
 	channel := eventbus.ProjectChannel(uuid.New())
 	pos, err := eventbus.ParsePosition("1763868000000-42")
 	if err != nil {

@@ -361,10 +361,8 @@ func (s *sseStream) gap() (gapData, sseEvent) {
 	s.t.Helper()
 	e := s.event()
 	require.Equal(s.t, "stream.gap", e.Type, e.Data)
-	d := json.NewDecoder(strings.NewReader(e.Data))
-	d.DisallowUnknownFields()
 	var g gapData
-	require.NoError(s.t, d.Decode(&g))
+	decodeInto(s.t, e.Data, &g)
 	return g, e
 }
 
@@ -405,4 +403,12 @@ func members(t testing.TB, object string) (names []string, values map[string]jso
 		values[name.(string)] = value
 	}
 	return names, values
+}
+
+// decodeInto reads JSON that has no other members than v.
+func decodeInto(t testing.TB, text string, v any) {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(text))
+	d.DisallowUnknownFields()
+	require.NoError(t, d.Decode(v), text)
 }
