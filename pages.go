@@ -132,7 +132,10 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 		var p *page
 		if err == nil {
 			p = &page{logPage: lp, segment: t.encode(lp), used: time.Now()}
-			lp.entries = lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))] // what resume needs
+			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))]) // what resume needs
+			for i := range lp.entries {
+				lp.entries[i].event, lp.entries[i].also = nil, ""
+			}
 		}
 		ps.mu.Lock()
 		if f.page, f.err, ps.flight = p, err, nil; err == nil {
@@ -172,6 +175,13 @@ func (p *page) size() int64 { return int64(cap(p.segment.buf) + 512*len(p.segmen
 func (ps *pages) keepLocked(p *page) {
 	if len(p.segment.entries) < 2 {
 		return
+	}
+	for i, old := range ps.kept { // what it began with is asked for by every one that comes with garbage
+		if old.segment.entries[0].pos == p.segment.entries[0].pos && len(old.segment.entries) <= len(p.segment.entries) {
+			ps.taken.Add(-old.size())
+			ps.kept = slices.Delete(ps.kept, i, i+1)
+			break
+		}
 	}
 	for ps.taken.Add(p.size()) > pagesBytes {
 		ps.taken.Add(-p.size())

@@ -59,7 +59,7 @@ func (r *reader) pass(l *lane, h hole) {
 	p := passed{hole: h, ends: make([]Position, len(r.lanes))}
 	for i, m := range r.lanes {
 		p.ends[i], m.from = m.tail.end()
-		if m != l {
+		if m != l && m.place.attached { // else what it has is from its log already
 			m.view, m.place.attached = view{}, false
 		}
 	}
