@@ -68,7 +68,10 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	case err != nil:
 		return err
 	case flags.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return errArguments
+	}
+	if _, _, err := net.SplitHostPort(*addr); err != nil {
+		return errAddr
 	}
 	if *redisURL == "" {
 		*redisURL = os.Getenv("REDIS_URL")
@@ -137,6 +140,13 @@ func drain(bus *eventbus.Bus, server *http.Server) {
 		_ = server.Close() // those who do not read, or have not asked for anything
 	}
 }
+
+// These do not repeat what was given: it may be the URL of Redis, put where it does
+// not belong, with its password.
+var (
+	errArguments = errors.New("unexpected argument: all there is to set are flags, see -help")
+	errAddr      = errors.New("-addr must be host:port")
+)
 
 // errRedisURL does not say more, because a part of a URL that cannot be read may be
 // the password.

@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net/http"
 	"regexp"
 	"strings"
@@ -12,6 +15,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/syndarix/eventbus/internal/redistest"
 )
 
 func TestRunServesUntilItIsToldToEnd(t *testing.T) {
@@ -63,7 +68,8 @@ func TestRunSaysWhyItCannot(t *testing.T) {
 		want string
 	}{
 		{[]string{"-unknown"}, "-unknown"},
-		{[]string{"stray"}, `unexpected argument "stray"`},
+		{[]string{"stray"}, "unexpected argument"},
+		{[]string{"-addr", "127.0.0.1"}, "host:port"},
 		{[]string{"-addr", "127.0.0.1:99999"}, "invalid port"},
 		{[]string{"-keepalive", "1ms"}, "WithKeepalive"},
 		{[]string{"-redis", "redis://127.0.0.1:1?max_retries=-1"}, "redis is not available"},
@@ -73,6 +79,34 @@ func TestRunSaysWhyItCannot(t *testing.T) {
 			require.ErrorContains(t, run(deadline(t), test.args, io.Discard), test.want)
 		})
 	}
+}
+
+// A password in a URL, wherever that is given, and whatever Redis says to it.
+func TestRunDoesNotShowThePassword(t *testing.T) {
+	var said bytes.Buffer
+	before, writer := slog.Default(), log.Writer()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&said, nil)))
+	log.SetOutput(&said)
+	t.Cleanup(func() {
+		slog.SetDefault(before)
+		log.SetOutput(writer)
+	})
+	locked := redistest.Start(t, "--requirepass", "another").Addr
+	bare := redistest.Start(t, "--rename-command", "AUTH", "", "--rename-command", "HELLO", "").Addr
+	for _, args := range [][]string{
+		{"-redis", "redis://app:hunter2@" + locked}, {"-redis", "redis://:hunter2@" + bare}, {"-redis", "redis://app:hunter2@" + locked + "?addr=" + bare},
+		{"-redis", "redis://app:hunter2@127.0.0.1:1?max_retries=-1"}, {"-redis", "redis://app:hunter2@[::1"}, {"-redis", "redis://app:hunter2@127.0.0.1:port"},
+		{"-redis", "redis:/app:hunter2@127.0.0.1"}, {"-redis", "redis://app:hunter2@127.0.0.1/0?unknown=hunter2"}, {"-redis", "unix://app:hunter2@"},
+		{"-redis", "redis://app:hunter2@" + locked + "?master_name=main&password=hunter2&max_retries=-1"},
+		{"redis://app:hunter2@127.0.0.1"}, {"-demo", "redis://app:hunter2@127.0.0.1"}, {"-addr", "redis://app:hunter2@127.0.0.1:6379"},
+	} {
+		var out bytes.Buffer
+		err := run(deadline(t), args, &out)
+		require.Error(t, err, args)
+		require.NotContains(t, fmt.Sprintf("%v %+v %#v", err, err, err), "hunter2")
+		require.NotContains(t, out.String(), "hunter2")
+	}
+	require.NotContains(t, said.String(), "hunter2")
 }
 
 func TestHelpNamesTheFlagsButNotTheSecret(t *testing.T) {
