@@ -295,7 +295,7 @@ type Stats struct {
 	Retries    int64 // calls to Redis that were made again to publish
 	Fills      int64 // reads of logs to fill or check tails
 	Gaps       int64 // gaps that subscriptions were told of
-	Unreadable int64 // messages and log entries that were skipped, being no events
+	Unreadable int64 // messages and log entries that were skipped, being no events; an entry that is read again soon counts once
 	Reconnects int64 // Pub/Sub connections that broke
 	Channels   int   // channels that are listened to, warm ones included
 	Active     int   // publishes and subscriptions under way

@@ -151,6 +151,7 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 func (t *tail) encode(lp *logPage) *segment {
 	enc := newEncoder(t.channel, t.name)
 	s := &segment{}
+	var took taking
 	bytes := 0
 	for i := range lp.entries {
 		bytes += len(lp.entries[i].event)
@@ -160,12 +161,14 @@ func (t *tail) encode(lp *logPage) *segment {
 		if i > 0 && !e.pos.follows(lp.entries[i-1].pos) {
 			break
 		}
-		for !enc.addLogged(s, e, t.onBad) {
+		took.add(e.pos)
+		for !enc.addLogged(s, e, func(err error) { took.bad = append(took.bad, badEntry{e.pos.seq, err}) }) {
 			// Normalised, an event can be longer than it was. Nobody has seen the
 			// segment yet, so it may move.
 			s.buf = slices.Grow(s.buf, 2*cap(s.buf))
 		}
 	}
+	t.told.tell(took, t.onBad)
 	return s
 }
 

@@ -21,6 +21,7 @@ type tail struct {
 	name    string // as Redis knows it
 	age     time.Duration
 	onBad   func(error) // told of what cannot be read
+	told    told        // which entries onBad was told of
 	pages   pages       // older entries, read from the log
 
 	mu       sync.Mutex // guards following
@@ -34,7 +35,7 @@ type tail struct {
 	last     Position   // the tail is complete up to here
 	expires  int64      // Redis time at which the log is dropped if nothing follows last, 0 unknown
 	ready    bool       // last is known
-	bad      []error    // what a fill could not read, to be told when the lock is free
+	took     taking     // what a fill has read, to be told when the lock is free
 	opened   chan struct{}
 	waiting  []*place // readers to wake when there is something new
 
@@ -187,12 +188,10 @@ func (t *tail) want() readRequest {
 func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 	t.mu.Lock()
 	whole := t.fillLocked(asked, page, connected)
-	bad := t.bad
-	t.bad = nil
+	took := t.took
+	t.took = taking{}
 	t.mu.Unlock()
-	for _, err := range bad {
-		t.onBad(err)
-	}
+	t.told.tell(took, t.onBad)
 	return whole
 }
 
@@ -286,6 +285,7 @@ func (t *tail) takeLocked(page *logPage) {
 		t.last = start // keeps the time at which there was no log up to date
 	}
 	for _, e := range entries {
+		t.took.add(e.pos)
 		t.addLoggedLocked(e)
 	}
 }
@@ -330,7 +330,7 @@ func (t *tail) verifyLocked(page *logPage) {
 func (t *tail) addLoggedLocked(e logEntry) {
 	ev, err := decode(e.event)
 	if err != nil {
-		t.bad = append(t.bad, err)
+		t.took.bad = append(t.took.bad, badEntry{e.pos.seq, err})
 		t.enc.skip(t.roomLocked(), e.pos)
 		t.last = e.pos
 		t.next++
