@@ -371,10 +371,10 @@ func TestGapsInManyChannelsCostEachOneOnce(t *testing.T) {
 	for i := range h.allowed {
 		h.happens(t, deadline(t), i)
 	}
-	s := joined(t, serve(t, h.handler)) // now the channels are listened to
+	joined(t, serve(t, h.handler)) // now the channels are listened to
 	for _, id := range []string{"garbage", uuid.NewString(), forged{entries: []forgedEntry{{h.allowed[0].String(), 0, 0, 0}}}.String()} {
 		before := calls(t, rdb)
-		s = joined(t, serve(t, h.handler), lastEventID(id))
+		s := joined(t, serve(t, h.handler), lastEventID(id))
 		for n := range h.allowed {
 			if n == 0 || id == "garbage" || isUUID(id) {
 				s.event()
