@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -98,14 +97,6 @@ func TestStoppedReadersCostNobodyAnything(t *testing.T) {
 			require.Zero(t, bus.Stats().Gaps)
 		})
 	}
-}
-
-// heap is what is in use after a collection.
-func heap() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
 }
 
 type latencies struct {
