@@ -30,7 +30,7 @@ import (
 func TestStoppedReadersCostNobodyAnything(t *testing.T) {
 	for name, writeTimeout := range map[string]time.Duration{"patient server": time.Minute, "cut": time.Second} {
 		t.Run(name, func(t *testing.T) {
-			const stopped, good, events = 100, 20, 1000
+			const stopped, good, events = 100, 10, 1000
 			rdb := redistest.Start(t).Client(t)
 			// A bus of its own for the publisher: what is measured is what readers cost.
 			publisher, project := newBus(t, rdb), uuid.New()
@@ -90,7 +90,7 @@ func TestStoppedReadersCostNobodyAnything(t *testing.T) {
 			require.Less(t, int64(after)-int64(before), int64(64<<20))
 
 			var all sync.WaitGroup
-			for _, c := range asleep[:10] { // it is 20 MB for each
+			for _, c := range asleep[:5] { // it is 20 MB for each
 				all.Go(func() { c.wakeUp(t, server, events) })
 			}
 			all.Wait()

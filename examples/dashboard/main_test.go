@@ -8,10 +8,13 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -19,23 +22,67 @@ import (
 	"github.com/syndarix/eventbus/internal/redistest"
 )
 
-func TestRunServesUntilItIsToldToEnd(t *testing.T) {
+// running runs the program, and gives its address and a function that ends it.
+func running(t *testing.T, args ...string) (client *http.Client, url string, end func() error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(deadline(t))
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{}}
+	client = &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(client.CloseIdleConnections)
 	out, stdout := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(ctx, []string{"-addr", "127.0.0.1:0"}, stdout)
+		ended <- run(ctx, append([]string{"-addr", "127.0.0.1:0"}, args...), stdout)
 		stdout.Close()
 	}()
+	t.Cleanup(cancel)
 	said, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
 	url, ok := strings.CutPrefix(strings.TrimSpace(said), "listening on ")
 	require.True(t, ok, said)
 	require.NotContains(t, url, ":0/")
+	return client, url, func() error { cancel(); return <-ended }
+}
 
+// TestSlowClientsAreCut: many connections send a byte now and then, of a header or a body,
+// to keep the server waiting. It does not, and serves others meanwhile.
+func TestSlowClientsAreCut(t *testing.T) {
+	client, url, end := running(t, "-demo=false")
+	host := strings.TrimPrefix(url, "http://")
+	var slow sync.WaitGroup
+	for i := range 100 {
+		conn, err := net.Dial("tcp", host)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		start := "GET / HTTP/1.1\r\nHost: x\r\nX: "
+		if i%2 == 1 {
+			start = "POST /projects/6ba7b810-9dad-41d1-80b4-00c04fd430c8/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+		}
+		_, err = io.WriteString(conn, start)
+		require.NoError(t, err)
+		cut := make(chan struct{})
+		slow.Go(func() {
+			defer close(cut)
+			_, _ = io.Copy(io.Discard, conn)
+		})
+		slow.Go(func() {
+			for {
+				select {
+				case <-cut:
+					return
+				case <-time.After(200 * time.Millisecond):
+					_, _ = io.WriteString(conn, " ")
+				}
+			}
+		})
+	}
+	require.Equal(t, http.StatusOK, do(t, client, http.MethodGet, url+"/healthz", "").StatusCode)
+	slow.Wait() // or the test does not end
+	require.Equal(t, http.StatusOK, do(t, client, http.MethodGet, url+"/healthz", "").StatusCode)
+	require.NoError(t, end())
+}
+
+func TestRunServesUntilItIsToldToEnd(t *testing.T) {
+	client, url, end := running(t)
 	page := do(t, client, http.MethodGet, url, "")
 	require.Equal(t, http.StatusOK, page.StatusCode)
 	project := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`).FindString(page.text)
@@ -51,11 +98,10 @@ func TestRunServesUntilItIsToldToEnd(t *testing.T) {
 			break
 		}
 	}
-	_, ok = agents.next()
+	_, ok := agents.next()
 	require.True(t, ok, "no agent is at work")
 
-	cancel()
-	require.NoError(t, <-ended)
+	require.NoError(t, end())
 	for ok := true; ok; {
 		_, ok = stream.next()
 	}
