@@ -140,7 +140,9 @@ func (w *world) mark(accounts []*account, text string) {
 	}
 	for _, a := range accounts {
 		for _, c := range a.channels {
-			eventually(w.t, fmt.Sprintf("%s to have %q", a.name, text), func() bool { return a.has(marks[c]) })
+			if !within(2*time.Minute, func() bool { return a.has(marks[c]) }) {
+				w.t.Fatalf("%s does not get %q of %s\n%s", a.name, text, c, w.state())
+			}
 		}
 	}
 }

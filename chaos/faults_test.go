@@ -199,11 +199,16 @@ func (f *faults) breakLine() {
 // eventually waits for a condition, however slow the machine is.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	late := time.Now().Add(2 * time.Minute)
-	for !ok() {
-		if time.Now().After(late) {
-			t.Fatalf("waiting for %s", what)
-		}
-		time.Sleep(50 * time.Millisecond)
+	if !within(2*time.Minute, ok) {
+		t.Fatalf("waiting for %s", what)
 	}
+}
+
+func within(d time.Duration, ok func() bool) bool {
+	for late := time.Now().Add(d); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(late) {
+			return false
+		}
+	}
+	return true
 }

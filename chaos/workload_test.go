@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -228,6 +229,28 @@ func (w *world) logs() map[string][]entry {
 		}
 	}
 	return logs
+}
+
+// state is what to look at when something does not come about.
+func (w *world) state() string {
+	var b strings.Builder
+	for i, p := range w.processes {
+		bus := p.bus.Load()
+		fmt.Fprintf(&b, "bus %d: health %v, %+v\n", i, bus.Health(), bus.Stats())
+	}
+	for _, s := range w.d.servers {
+		info := s.rdb.Info(w.ctx, "replication").Val()
+		fmt.Fprintf(&b, "%s:\n", s.Addr)
+		for line := range strings.Lines(info) {
+			if strings.HasPrefix(line, "role") || strings.HasPrefix(line, "master_") || strings.HasPrefix(line, "slave") {
+				fmt.Fprintf(&b, "  %s", line)
+			}
+		}
+		for _, p := range w.projects {
+			fmt.Fprintf(&b, "  %s: %d\n", p.channel(), s.rdb.XLen(w.ctx, "eventbus:log:{"+p.channel().String()+"}").Val())
+		}
+	}
+	return b.String()
 }
 
 func names(channels []eventbus.Channel) (out []string) {
