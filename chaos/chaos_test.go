@@ -115,8 +115,8 @@ func wreak(t *testing.T, d *deployment, r *rand.Rand, runFor time.Duration) bala
 	}
 	stop()
 	b := newChecker(w.ledger, logs).all(w.ledger, d.lossless)
-	for _, n := range b.notes {
-		t.Log(n)
+	for _, kind := range b.notes {
+		t.Log(strings.Join(kind, "\n"))
 	}
 	if b.broken() {
 		t.Errorf("%d lost, %d duplicated, %d out of order", b.lost, b.duplicated, b.disordered)

@@ -121,10 +121,14 @@ func (c *checker) account(a *account) balance {
 }
 
 // again tells whether an event may be given twice: when its log had lost it in between,
-// which a gap says, and the publisher has put it in again, at another place.
+// which a gap says, and the publisher has put it in again, at another place; or when
+// another log had taken the place of its log, and was lost in turn (a master that comes
+// back empty, and then a replica that is not).
 func (c *checker) again(a *account, items []item, before, i int, gapBetween func(string, int, int) bool) bool {
 	if items[before].channel == items[i].channel && items[before].position == items[i].position {
-		return false
+		return slices.ContainsFunc(items[before:i], func(it item) bool {
+			return it.id == "" && it.channel == items[i].channel && it.reason == "lost" && epoch(it.position) != epoch(items[i].position)
+		})
 	}
 	ev := c.events[items[i].id]
 	return ev != nil && slices.ContainsFunc(a.channels, func(channel string) bool {
@@ -240,6 +244,11 @@ func (c *checker) toldSince(channel, id string, items []item, gaps map[string][]
 func (c *checker) settled(a *account) bool {
 	b := c.account(a)
 	return b.lost == 0
+}
+
+func epoch(position string) string {
+	epoch, _, _ := strings.Cut(position, "-")
+	return epoch
 }
 
 // follows tells whether a position is behind another one in the same log.

@@ -101,12 +101,18 @@ func (a *account) has(id string) bool {
 type balance struct {
 	published, delivered, replayed, gaps, retried, rolledBack, lost, duplicated, disordered int
 
-	notes []string // what is wrong, in words; the first of them
+	notes map[string][]string // what is wrong, in words; the first of each kind
 }
 
-func (b *balance) note(format string, args ...any) {
-	if len(b.notes) < 20 {
-		b.notes = append(b.notes, fmt.Sprintf(format, args...))
+// note adds a sentence; its format is its kind.
+func (b *balance) note(format string, args ...any) { b.keep(format, fmt.Sprintf(format, args...)) }
+
+func (b *balance) keep(kind, note string) {
+	if b.notes == nil {
+		b.notes = make(map[string][]string)
+	}
+	if len(b.notes[kind]) < 5 {
+		b.notes[kind] = append(b.notes[kind], note)
 	}
 }
 
@@ -120,8 +126,10 @@ func (b *balance) add(c balance) {
 	b.lost += c.lost
 	b.duplicated += c.duplicated
 	b.disordered += c.disordered
-	for _, n := range c.notes {
-		b.note("%s", n)
+	for kind, notes := range c.notes {
+		for _, n := range notes {
+			b.keep(kind, n)
+		}
 	}
 }
 
