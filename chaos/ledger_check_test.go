@@ -23,7 +23,7 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 	one := map[string][]entry{project: log(1, 2, 3, 4)}
 	rewound := map[string][]entry{project: log(1, 2, 4)} // 3 was there once
 	both := map[string][]entry{project: log(1, 2, 3, 4), user: log(2, 3)}
-	type want struct{ lost, duplicated, disordered int }
+	type want struct{ lost, duplicated, disordered, untold int }
 	for _, tc := range []struct {
 		name     string
 		logs     map[string][]entry
@@ -56,7 +56,7 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 		{name: "rolled back, and told", logs: rewound,
 			items: []item{ev(project, 1), ev(project, 2), gap(project), at(ev(project, 4), project, "5-3")}},
 		{name: "rolled back, and not told", logs: rewound,
-			items: []item{ev(project, 1), ev(project, 2), at(ev(project, 4), project, "5-3")}, want: want{lost: 1}},
+			items: []item{ev(project, 1), ev(project, 2), at(ev(project, 4), project, "5-3")}, want: want{untold: 1}},
 		{name: "rolled back after it was given, and told", logs: rewound,
 			items: []item{ev(project, 1), ev(project, 2), ev(project, 3), gap(project), at(ev(project, 4), project, "5-3")}},
 		{name: "rolled back where nothing may be", logs: rewound, lossless: true,
@@ -92,10 +92,10 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 				a.add(it)
 			}
 			b := newChecker(l, tc.logs).all(l, tc.lossless)
-			if got := (want{b.lost, b.duplicated, b.disordered}); got != tc.want {
+			if got := (want{b.lost, b.duplicated, b.disordered, b.untold}); got != tc.want {
 				t.Errorf("got %+v, want %+v: %q", got, tc.want, b.notes)
 			}
-			if b.broken() != (tc.want != want{}) || b.broken() != (len(b.notes) > 0) {
+			if b.broken() != (tc.want.lost+tc.want.duplicated+tc.want.disordered > 0) || b.broken() != (len(b.notes) > 0) {
 				t.Errorf("broken is %t, with notes %q", b.broken(), b.notes)
 			}
 		})
@@ -111,7 +111,7 @@ func TestGapExcusesNothingThatCameLater(t *testing.T) {
 	l.publish("id1", []string{"project:1"})
 	l.ack("id1")
 	c := newChecker(l, map[string][]entry{"project:1": {}})
-	if b := c.all(l, false); b.lost != 1 || b.rolledBack != 1 {
-		t.Errorf("%d lost, %d rolled back", b.lost, b.rolledBack)
+	if b := c.all(l, false); b.untold != 1 || b.rolledBack != 1 {
+		t.Errorf("%d untold, %d rolled back", b.untold, b.rolledBack)
 	}
 }

@@ -99,7 +99,12 @@ func (a *account) has(id string) bool {
 
 // A balance is what is printed in the end.
 type balance struct {
-	published, delivered, replayed, gaps, retried, rolledBack, lost, duplicated, disordered int
+	published, delivered, replayed, gaps, retried, lost, duplicated, disordered int
+
+	// rolledBack counts what was acknowledged and lost by a failover; untold, the
+	// subscribers that it would have reached and that were told of no gap. Whoever was not
+	// listening when it was there cannot know: nothing is missing behind their position.
+	rolledBack, untold int
 
 	notes map[string][]string // what is wrong, in words; the first of each kind
 }
@@ -123,6 +128,7 @@ func (b *balance) add(c balance) {
 	b.gaps += c.gaps
 	b.retried += c.retried
 	b.rolledBack += c.rolledBack
+	b.untold += c.untold
 	b.lost += c.lost
 	b.duplicated += c.duplicated
 	b.disordered += c.disordered
@@ -135,9 +141,9 @@ func (b *balance) add(c balance) {
 
 func (b *balance) broken() bool { return b.lost+b.duplicated+b.disordered > 0 }
 
-const columns = "published  delivered   replayed       gaps    retried  rolled back       lost  duplicated  out of order"
+const columns = "published  delivered   replayed       gaps    retried  rolled back     untold       lost  duplicated  out of order"
 
 func (b *balance) String() string {
-	return fmt.Sprintf("%9d  %9d  %9d  %9d  %9d  %11d  %9d  %10d  %12d",
-		b.published, b.delivered, b.replayed, b.gaps, b.retried, b.rolledBack, b.lost, b.duplicated, b.disordered)
+	return fmt.Sprintf("%9d  %9d  %9d  %9d  %9d  %11d  %9d  %9d  %10d  %12d",
+		b.published, b.delivered, b.replayed, b.gaps, b.retried, b.rolledBack, b.untold, b.lost, b.duplicated, b.disordered)
 }
