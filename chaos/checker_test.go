@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -107,7 +108,7 @@ func (c *checker) account(a *account) balance {
 				items[before].channel, items[before].position, it.channel, it.position)
 		}
 		given[it.id] = i
-		if it.channel == "" {
+		if it.channel == "" || it.position == "" {
 			continue // of a log that is gone, and nobody else has had it
 		}
 		if before, ok := last[it.channel]; ok && !gapBetween(it.channel, before, i) && !follows(it.position, items[before].position) {
@@ -138,7 +139,7 @@ func (c *checker) again(a *account, items []item, before, i int, gapBetween func
 			return gapBetween(channel, before, i)
 		}
 		return slices.ContainsFunc(items[before:i], func(it item) bool {
-			return it.id == "" && it.channel == channel && it.reason == "lost" && epoch(it.position) != epoch(items[i].position)
+			return it.id == "" && it.channel == channel && it.reason == "lost"
 		})
 	})
 }
@@ -185,7 +186,7 @@ func (c *checker) missing(a *account, items []item, given map[string]int, gaps m
 			}
 			if !told {
 				b.lost++
-				b.note("%s was not given %s, which is at %s %s", a.name, e.id, channel, e.position)
+				b.note("%s was not given %s, which is at %s %s: %s", a.name, e.id, channel, e.position, c.story(a, e.id, items, gaps))
 			}
 		}
 	}
@@ -252,9 +253,28 @@ func (c *checker) settled(a *account) bool {
 	return b.lost == 0
 }
 
-func epoch(position string) string {
-	epoch, _, _ := strings.Cut(position, "-")
-	return epoch
+// story tells what to look at where an event was lost.
+func (c *checker) story(a *account, id string, items []item, gaps map[string][]int) string {
+	ev := c.events[id]
+	if ev == nil {
+		return "nobody has published it"
+	}
+	const clock = "05.000"
+	story := "published " + ev.begun.Format(clock)
+	for _, channel := range a.channels {
+		if !slices.Contains(ev.channels, channel) {
+			continue
+		}
+		if i, ok := c.index[channel][id]; ok {
+			story += fmt.Sprintf("; %s has it at %s", channel, c.logs[channel][i].position)
+		} else {
+			story += fmt.Sprintf("; %s has lost it", channel)
+		}
+		for _, i := range gaps[channel] {
+			story += fmt.Sprintf(", gap %s after %s told %s", items[i].reason, items[i].position, items[i].at.Format(clock))
+		}
+	}
+	return story
 }
 
 // follows tells whether a position is behind another one in the same log.

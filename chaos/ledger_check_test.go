@@ -63,7 +63,7 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 			items: []item{ev(project, 1), ev(project, 2), ev(project, 3), gap(project), at(ev(project, 4), project, "5-3")}, want: want{lost: 1}},
 		{name: "an older log comes back", logs: one, items: []item{ev(project, 1), {channel: project, reason: "lost", position: "5-1"},
 			{channel: project, reason: "lost", position: "6-1"}, ev(project, 1), ev(project, 2), ev(project, 3), ev(project, 4)}},
-		{name: "the same log comes again", logs: one, items: []item{ev(project, 1), {channel: project, reason: "lost", position: "5-1"},
+		{name: "the same log comes again", logs: one, items: []item{ev(project, 1), {channel: project, reason: "trimmed", position: "5-1"},
 			ev(project, 1), ev(project, 2), ev(project, 3), ev(project, 4)}, want: want{duplicated: 1}},
 		{name: "put in again after it was rolled back", logs: map[string][]entry{project: log(1, 2, 4, 3)},
 			items: []item{ev(project, 1), ev(project, 2), ev(project, 3), gap(project), at(ev(project, 4), project, "5-3"), at(ev(project, 3), project, "5-4")}},
