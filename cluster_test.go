@@ -245,3 +245,47 @@ func TestOneShardIsDown(t *testing.T) {
 		both.exactly(countTo(0, 30), 0)
 	})
 }
+
+// TestOneShardGoesBack: a failover loses the newest entry of the project's log, while the
+// agent's, on another node, keeps the event and notes where it was. Nobody misses it.
+func TestOneShardGoesBack(t *testing.T) {
+	rdb := redistest.StartCluster(t, 3, false).Client(t)
+	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+	agent, channel := eventbus.AgentChannel(uuid.New()), eventbus.ProjectChannel(project)
+	sub := now(t, bus, channel, agent)
+	require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+	require.NoError(t, bus.Publish(ctx, message(t, project, "1"), agent))
+	entries := rdb.XRange(ctx, logKey(channel), "-", "+").Val()
+	require.NoError(t, rdb.XDel(ctx, logKey(channel), entries[1].ID).Err())
+	require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channel), entries[0].ID).Err())
+	early := follow(t, newBus(t, rdb, fresh), sub)
+	early.count(2)
+	other := newBus(t, rdb)
+	require.NoError(t, other.Publish(ctx, message(t, project, "2")))
+	f := follow(t, other, sub)
+	f.count(3)
+	f.exactly(countTo(0, 3), 0)
+	early.count(3)
+	early.exactly(countTo(0, 3), 0)
+}
+
+// TestResumeWithoutTheProjectInACluster: an agent's and a user's channel have the same
+// events, on different nodes.
+func TestResumeWithoutTheProjectInACluster(t *testing.T) {
+	rdb := redistest.StartCluster(t, 3, false).Client(t)
+	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+	channels := []eventbus.Channel{eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New())}
+	sub := now(t, bus, channels...)
+	const n = 20
+	for i := range n {
+		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i)), channels...))
+	}
+	for i := range n {
+		for ev, err := range bus.SubscribeWith(ctx, sub) {
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprint(i), text(t, ev))
+			sub.After = ev.Cursor
+			break
+		}
+	}
+}

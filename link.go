@@ -283,8 +283,9 @@ func (l *link) question() {
 
 // A note says that an event is in the log of a channel. Messages of one event on
 // several channels come one behind the other, as one script has published them: so
-// the link knows of an event what its log entries have in writing. (From the nodes of a
-// cluster they come in any order, and say nothing.)
+// the link knows of an event what its log entries have in writing. From the nodes of a
+// cluster they come in any order, and say nothing: there, a message on an agent's or a
+// user's channel is but a doorbell, and the log is read.
 type note struct {
 	id   string
 	name string
@@ -323,9 +324,13 @@ func (l *link) deliver(name, payload string) {
 		return
 	}
 	also, noted := "", true
-	if !ev.Position.IsZero() && !f.log.perChannel {
+	switch {
+	case ev.Position.IsZero():
+	case !f.log.perChannel:
 		also = l.notes(&ev, name)
 		noted = also != "" || !f.listensElsewhere(&ev, name)
+	case t.channel.Kind() == AgentKind || t.channel.Kind() == UserKind:
+		noted = false
 	}
 	if !t.offer(ev, also, noted) {
 		f.want(true, t)

@@ -114,6 +114,19 @@ func (ps *pages) find(pos Position) (view, bool) {
 	return view{}, false
 }
 
+// at gives the position, with its fingerprint, that a page has under a number.
+func (ps *pages) at(pos Position) (Position, bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.kept {
+		first := p.segment.entries[0].pos
+		if i := pos.seq - first.seq; pos.epoch == first.epoch && i >= 0 && i < int64(len(p.segment.entries)) {
+			return p.segment.entries[i].pos, true
+		}
+	}
+	return Position{}, false
+}
+
 // join gives the flight that is under way, or begins one for pos.
 func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	ps.mu.Lock()

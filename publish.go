@@ -132,18 +132,25 @@ func (p *publication) names() []string {
 	return names
 }
 
-// run appends all records, trying again what may succeed later. Where channels
-// need calls of their own the project's comes first, so that the others' entries
-// can note where it is.
+// run appends all records, trying again what may succeed later. Where channels need
+// calls of their own, one comes after the other, the project's first, so that each
+// entry can note where the event is already. Without the project's, there are no others.
 func (p *publication) run(ctx context.Context) error {
 	p.results = make([]appended, len(p.records))
 	if !p.bus.log.perChannel {
 		return p.attempt(ctx, 0, len(p.records)) // one call, in which it is the first
 	}
-	if err := p.attempt(ctx, 0, 1); err != nil || len(p.records) == 1 {
-		return err
+	var first error
+	for i := range p.records {
+		err := p.attempt(ctx, i, i+1)
+		if first == nil {
+			first = err
+		}
+		if err != nil && (i == 0 || ctx.Err() != nil) {
+			break
+		}
 	}
-	return p.attempt(ctx, 1, len(p.records))
+	return first
 }
 
 // notes says where earlier calls have appended the event, for the i-th record.

@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"errors"
 	"path"
 	"slices"
 	"strings"
@@ -33,6 +34,8 @@ type lane struct {
 	// rewound says that a failover has put other events before the place: a gap that
 	// is to be announced.
 	rewound bool
+	began   Position // where the subscription began
+	asked   asked
 	from    uint64 // ordinal in the tail before which a reader of several channels reads the log
 
 	// What the lane passes over, though it is before its position, while other
@@ -184,7 +187,13 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 	if len(r.lanes) == 1 {
 		r.lanes[0].from = 0
 	}
-	return r.start(ctx, sub, names)
+	if err := r.start(ctx, sub, names); err != nil {
+		return err
+	}
+	for _, l := range r.lanes {
+		l.began = l.place.pos
+	}
+	return nil
 }
 
 // present is where a lane stands that begins now. What this process has published can
@@ -314,7 +323,9 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 			return step{}, ErrClosed
 		}
 		var again <-chan time.Time
-		if err != nil {
+		if err == errPending {
+			again = time.After(pendingPause)
+		} else if err != nil {
 			r.bus.warn("reading a log failed; trying again", err)
 			again = retry.after()
 		}
@@ -330,12 +341,18 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 	}
 }
 
+// errPending is the step of a reader whose lanes wait for what a tail has yet to read.
+var errPending = errors.New("waiting for another channel")
+
+const pendingPause = 5 * time.Millisecond
+
 // step looks once what there is. With nothing, the waiter is set.
 func (r *reader) step(ctx context.Context) (step, error) {
 	var best *lane
 	var failed error
+	waits := false
 	for passed := -1; passed != r.passed; { // passing over a hole sends other lanes back
-		passed, best, failed = r.passed, nil, nil
+		passed, best, failed, waits = r.passed, nil, nil, false
 		for _, l := range r.lanes {
 			if len(l.view.entries) == 0 {
 				gap, err := r.load(ctx, l)
@@ -348,10 +365,18 @@ func (r *reader) step(ctx context.Context) (step, error) {
 					failed = err
 				}
 			}
-			if len(l.view.entries) > 0 && (best == nil || len(best.view.entries) == 0 || l.older(best)) {
-				best = l
+			if len(l.view.entries) == 0 || best != nil && len(best.view.entries) > 0 && !l.older(best) {
+				continue
 			}
+			if len(r.lanes) > 1 && r.pending(l) {
+				waits = true
+				continue
+			}
+			best = l
 		}
+	}
+	if best == nil && waits && failed == nil {
+		failed = errPending
 	}
 	if best == nil {
 		return step{}, failed
@@ -439,23 +464,86 @@ func (r *reader) wants(l *lane, e *entry) bool {
 // does not depend on what this reader remembers, and holds across a resume.
 func (r *reader) elsewhere(l *lane, e *entry) bool {
 	if !e.foreign() {
-		project := ProjectChannel(e.event.ProjectID)
 		for _, m := range r.lanes {
-			if m == l {
-				continue
-			}
-			at, ok := noted(e.also, m.tail.name)
-			if ok && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }) {
-				return true
-			}
-			// In a cluster a message comes without notes; but the project's log has
-			// every event, and has it first.
-			if !ok && r.bus.log.perChannel && m.tail.channel == project && len(m.holes) == 0 {
+			if at, ok := r.notes(l, m, e); ok && (!r.bus.log.perChannel || r.has(m, at, e.event.ID) == yes) {
 				return true
 			}
 		}
 	}
 	return r.seen.elsewhere(e.event.ID, l)
+}
+
+// notes finds where an entry of lane l says that its event is in lane m, unless m has
+// passed over that place.
+func (r *reader) notes(l, m *lane, e *entry) (Position, bool) {
+	if m == l {
+		return Position{}, false
+	}
+	at, ok := noted(e.also, m.tail.name)
+	return at, ok && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) })
+}
+
+// An answer can be that it is not known yet.
+type answer int
+
+const (
+	no answer = iota
+	yes
+	notYet
+)
+
+// pending tells whether the next entry of a lane has to wait for another lane. The nodes of
+// a cluster lose what they lose each by itself: what an entry notes of another node's
+// log may not hold any more, so the lane there goes first.
+func (r *reader) pending(l *lane) bool {
+	e := &l.view.entries[0]
+	if !r.bus.log.perChannel || e.event == nil || e.foreign() {
+		return false
+	}
+	for _, m := range r.lanes {
+		if at, ok := r.notes(l, m, e); ok && r.has(m, at, e.event.ID) == notYet {
+			return true
+		}
+	}
+	return false
+}
+
+// has tells whether lane m has delivered, or will, the event that is noted to be at this
+// position of its log.
+func (r *reader) has(m *lane, at Position, id string) answer {
+	at.mark = fingerprint(id)
+	pos := m.place.pos
+	found, same, end := m.tail.compare(at)
+	switch {
+	case found && same:
+		return yes
+	case found:
+		return no
+	case at.epoch == pos.epoch && at.seq <= m.began.seq && m.began.epoch == pos.epoch:
+		return yes // before this subscription was resumed
+	case at.epoch == pos.epoch && at.seq <= pos.seq:
+		if _, ok := r.seen.lanes[id]; ok || len(r.seen.order) == recentEvents {
+			return yes
+		}
+		return no
+	case at.epoch == end.epoch && at.seq <= end.seq:
+		return notYet // the lane is on its way there
+	case m.asked.at != at:
+		// The tail may not have it yet. A read that begins from now on will tell.
+		m.asked = asked{at, m.tail.reads.Load() + 2}
+		r.bus.feed.want(true, m.tail)
+		return notYet
+	case m.tail.reads.Load() < m.asked.reads:
+		r.bus.feed.want(true, m.tail)
+		return notYet
+	}
+	return no
+}
+
+// An asked is what a lane's tail was asked to look for, and when it will have looked.
+type asked struct {
+	at    Position
+	reads int64
 }
 
 // noted finds where the notes of an entry say that its event is in a channel.
@@ -497,9 +585,8 @@ func (r *reader) cursor() Cursor {
 	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }, holes...))}
 }
 
-// A recent set remembers from which lane events were delivered last. It is for
-// events without notes: foreign ones, and in a cluster those that came on the
-// channels of several nodes.
+// A recent set remembers from which lane events were delivered last. It is for events
+// whose notes do not tell: foreign ones, and those of a log that went back.
 type recent struct {
 	lanes map[string]*lane
 	order []string // a ring, oldest at next

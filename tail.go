@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,9 +21,10 @@ type tail struct {
 	channel Channel
 	name    string // as Redis knows it
 	age     time.Duration
-	onBad   func(error) // told of what cannot be read
-	told    told        // which entries onBad was told of
-	pages   pages       // older entries, read from the log
+	onBad   func(error)  // told of what cannot be read
+	told    told         // which entries onBad was told of
+	pages   pages        // older entries, read from the log
+	reads   atomic.Int64 // how often it was filled
 
 	mu       sync.Mutex // guards following
 	enc      encoder
@@ -191,6 +193,7 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 	took := t.took
 	t.took = taking{}
 	t.mu.Unlock()
+	t.reads.Add(1)
 	t.told.tell(took, t.onBad)
 	return whole
 }
@@ -415,6 +418,21 @@ func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
 		}
 	}
 	return 0, Position{}, false
+}
+
+// compare tells whether the event with this number is known, be it from the tail or from
+// a page of its log, whether it has this fingerprint, and where the tail ends.
+func (t *tail) compare(pos Position) (found, same bool, end Position) {
+	t.mu.Lock()
+	at, end := t.last, t.last
+	if found = pos.epoch == end.epoch && pos.seq == end.seq; !found {
+		_, at, found = t.findLocked(pos)
+	}
+	t.mu.Unlock()
+	if !found {
+		at, found = t.pages.at(pos)
+	}
+	return found, found && at.same(pos), end
 }
 
 // A place is where a reader stands in a tail. The position alone would do; the

@@ -21,9 +21,6 @@ type deployment struct {
 	direct   redis.UniversalClient       // for reading the logs in the end
 	options  []eventbus.Option
 	lossless bool // what was acknowledged is never lost
-	// apart says that logs are on several nodes. Then an event of an agent's and a user's
-	// channel can come twice to who resumes in both, unless the project's is with them.
-	apart bool
 
 	lines   []*line // between buses and Redis
 	servers []*server
@@ -137,7 +134,7 @@ func sentinels(t testing.TB, r *rand.Rand) *deployment {
 // cluster is three masters with a replica each.
 func cluster(t testing.TB, r *rand.Rand) *deployment {
 	c := redistest.StartCluster(t, 3, true)
-	d := &deployment{apart: true, servers: newServers(t, false, slices.Concat(c.Masters, c.Replicas)...)}
+	d := &deployment{servers: newServers(t, false, slices.Concat(c.Masters, c.Replicas)...)}
 	if r.IntN(2) == 0 {
 		d.options = append(d.options, eventbus.WithShardedPubSub())
 	}

@@ -46,9 +46,6 @@ func (w *world) subscribe(n uint64) *account {
 		}
 	case 2:
 		s.channels = s.channels[:2+s.r.IntN(3)]
-		if w.d.apart {
-			s.channels = append(s.channels, p.channel())
-		}
 	case 3:
 		s.channels = append(s.channels, w.projects[s.r.IntN(len(w.projects))].channels()...)
 	}
