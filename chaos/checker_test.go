@@ -104,8 +104,14 @@ func (c *checker) account(a *account) balance {
 		}
 		if before, twice := given[it.id]; twice && !c.again(a, items, before, i, gapBetween) {
 			b.duplicated++
-			b.note("%s was given %s at %s %s and again at %s %s", a.name, it.id,
-				items[before].channel, items[before].position, it.channel, it.position)
+			told := ""
+			for _, g := range items[before:i] {
+				if g.id == "" && g.channel == it.channel {
+					told += fmt.Sprintf(", gap %s after %s", g.reason, g.position)
+				}
+			}
+			b.note("%s was given %s at %s %s and again at %s %s%s", a.name, it.id,
+				items[before].channel, items[before].position, it.channel, it.position, told)
 		}
 		given[it.id] = i
 		if it.channel == "" || it.position == "" {
@@ -124,7 +130,7 @@ func (c *checker) account(a *account) balance {
 // again tells whether an event may be given twice: when its log had lost it in between,
 // which a gap says, and the publisher has put it in again, at another place; or when
 // another log had taken the place of its log, and was lost in turn (a master that comes
-// back empty, and then a replica that is not).
+// back empty or old, and then a replica that is not).
 func (c *checker) again(a *account, items []item, before, i int, gapBetween func(string, int, int) bool) bool {
 	ev := c.events[items[i].id]
 	if ev == nil {
@@ -139,7 +145,7 @@ func (c *checker) again(a *account, items []item, before, i int, gapBetween func
 			return gapBetween(channel, before, i)
 		}
 		return slices.ContainsFunc(items[before:i], func(it item) bool {
-			return it.id == "" && it.channel == channel && it.reason == "lost"
+			return it.id == "" && it.channel == channel && (it.reason == "lost" || it.reason == "rewound")
 		})
 	})
 }
