@@ -47,8 +47,9 @@
 //     everything, also while Redis does not answer.
 //
 // Asynchronous replication in Redis can lose events that were acknowledged when a
-// replica takes over. Subscribers are then told of a gap. Redis's own means against it
-// are min-replicas-to-write and WAIT.
+// replica takes over. Subscribers that had been given them are then told of a gap; for
+// one that was not so far yet, nothing is missing in the log that there is. Redis's own
+// means against it is min-replicas-to-write.
 //
 // Events of foreign publishers, programs that only do a Redis PUBLISH with an event's
 // JSON, are delivered live. They are in no log: they have no position, are never

@@ -151,7 +151,8 @@ const (
 	GapLost GapReason = "lost"
 	// GapRewound: the log ends before the position, or has another event
 	// there: a failover lost the newest events. The subscription goes on
-	// with what the log has from there.
+	// with what the log has from there. Should what was lost come back, with
+	// the server that had it, it is delivered again.
 	GapRewound GapReason = "rewound"
 	// GapUnknown: the cursor or Last-Event-ID could not be read, or names an
 	// event that no log holds. The subscription goes on from the oldest event.

@@ -74,8 +74,9 @@ func appendRetry(b []byte, least, most time.Duration) []byte {
 //
 // Nothing happens before the range begins. The walk ends with an error, alone and
 // last: the cause of the context's end, [ErrClosed] after a last frame that tells
-// the client when to come back, or what was wrong with the subscription (before
-// the first frame). It outlasts a Redis that is away.
+// the client when to come back, [ErrRevoked], or, before the first frame, a
+// [*LimitError] or what was wrong with the subscription. It outlasts a Redis that is
+// away.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		r, err := b.open(ctx, sub)
