@@ -1,9 +1,10 @@
 -- Appends events to logs and rings the doorbell of each: one atomic step, so
 -- that the order in a log is the order on its channel.
 --
--- KEYS  the logs, then as many flags (keys that are there while a log has markers),
---       then the markers (keys that remember the id of an event that was published
---       again, or with Idempotent; their names are the flag's with the id behind it)
+-- KEYS  the logs. Beside each, in its slot, there may be markers, which remember for a
+--       while the ids of events that were published again or with Idempotent, and a flag
+--       that says so. They are not declared: while a cluster moves a slot, a script with
+--       several keys does not run when one of them is not there.
 -- ARGV  [1] number of logs  [2] lifetime of a marker in ms
 --       [3] the command that publishes: PUBLISH or SPUBLISH
 --       for each log:   channel, number of events to keep (0: all),
@@ -13,7 +14,7 @@
 --                       '' or 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
---          marker  number of the event's marker among KEYS, to be left; or ''
+--          marker  1 to leave a marker, or ''
 --       Markers are looked at for every event: it may be a first attempt that comes
 --       late, when the event was published again already.
 --          also    where an earlier call has appended the event, or ''
@@ -31,10 +32,11 @@ local epochs, touched, marked = {}, {}, {}
 local function channel(log) return ARGV[4 + (log - 1) * 4] end
 local function keep(log) return ARGV[5 + (log - 1) * 4] end
 local function lifetime(log) return ARGV[6 + (log - 1) * 4] end
+local function marker(log, id) return 'eventbus:id:{' .. channel(log) .. '}:' .. id end
 for log = 1, logs do
   local epoch = ARGV[7 + (log - 1) * 4]
   if epoch ~= '' then epochs[log] = epoch end
-  marked[log] = redis.call('EXISTS', KEYS[logs + log]) == 1
+  marked[log] = redis.pcall('EXISTS', marker(log, '')) == 1
 end
 
 local function xadd(log, id, event, also, create)
@@ -130,12 +132,12 @@ for a = 4 + logs * 4, #ARGV, 3 do
   local there, own = nil, nil
   if event ~= previous then previous, also = event, '' end
   if marked[log] then
-    there = markerOf(log, KEYS[logs + log] .. (string.match(event, '^{"id":"([^"]*)"') or ''))
+    there = markerOf(log, marker(log, string.match(event, '^{"id":"([^"]*)"') or ''))
   end
   if how ~= '' then
-    local id, look, since, key, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
+    local id, look, since, mark, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
     if also == '' then also = before end
-    if key ~= '' then own = KEYS[tonumber(key)] end
+    if mark ~= '' then own = marker(log, id) end
     if not there then there = find(log, id, tonumber(look), since) end
   end
   local reply
@@ -160,7 +162,7 @@ for a = 4 + logs * 4, #ARGV, 3 do
   if there then also = also .. (also == '' and '' or ' ') .. channel(log) .. '@' .. there end
   if own and there then
     local set = redis.pcall('SET', own, there, 'PX', markerTTL)
-    if not set.err then set = redis.pcall('SET', KEYS[logs + log], '', 'PX', markerTTL) end
+    if not set.err then set = redis.pcall('SET', marker(log, ''), '', 'PX', markerTTL) end
     if set.err then reply = '~' .. set.err end
     marked[log] = true
   end

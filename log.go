@@ -107,8 +107,6 @@ func (l *redisLog) publish() string {
 
 func logKey(name string) string { return "eventbus:log:{" + name + "}" }
 
-func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + id }
-
 // markerTTL is how long the id of an event that was published again, or with Idempotent,
 // is remembered beside its log.
 const markerTTL = 10 * time.Minute
@@ -176,7 +174,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 			index[records[i].name] = len(names) // from 1, as Lua counts
 		}
 	}
-	keys := make([]string, 2*len(names))
+	keys := make([]string, len(names))
 	args := make([]any, 0, 3+4*len(names)+3*len(records))
 	args = append(args, len(names), markerTTL.Milliseconds(), l.publish())
 	kinds := make(map[string]ChannelKind, len(names))
@@ -185,7 +183,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 	}
 	heads := make(map[string]Position, len(names))
 	for i, name := range names {
-		keys[i], keys[len(names)+i] = logKey(name), markerKey(name, "")
+		keys[i] = logKey(name)
 		keep := l.retention(kinds[name])
 		epoch := ""
 		if head := l.head(name); !head.IsZero() {
@@ -203,8 +201,7 @@ func (l *redisLog) append(ctx context.Context, records []record) []appended {
 				since = strconv.FormatInt(r.since.seq-rewindable, 10)
 			}
 			if r.idempotent || r.look > 0 {
-				keys = append(keys, markerKey(r.name, r.id))
-				marker = strconv.Itoa(len(keys))
+				marker = "1"
 			}
 			how = fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
 		}

@@ -286,48 +286,15 @@ func (cs *commits) queue(node string) *commitQueue {
 	return q
 }
 
-// do waits for the records' results. With an error, the context or the bus has ended
-// before some of them came.
+// do waits for the results of records that go to one node.
 func (cs *commits) do(ctx context.Context, records []record) ([]appended, error) {
-	type part struct {
-		queue   *commitQueue
-		commit  *commit
-		indexes []int
-	}
-	var parts []part
-	for i := range records {
-		q := cs.queue(cs.bus.log.node(ctx, records[i].name))
-		n := slices.IndexFunc(parts, func(p part) bool { return p.queue == q })
-		if n < 0 {
-			n = len(parts)
-			parts = append(parts, part{queue: q, commit: &commit{done: make(chan struct{})}})
-		}
-		p := &parts[n]
-		p.commit.records = append(p.commit.records, records[i])
-		p.indexes = append(p.indexes, i)
-	}
-	for _, p := range parts {
-		p.queue.put(p.commit)
-	}
-	results := make([]appended, len(records))
-	var ended error
-	for _, p := range parts {
-		got, err := p.queue.wait(ctx, cs.bus.ctx, p.commit)
-		if err != nil {
-			ended = err
-		}
-		for n, i := range p.indexes {
-			results[i] = got[n]
-		}
-	}
-	return results, ended
-}
-
-func (q *commitQueue) put(c *commit) {
+	q := cs.queue(cs.bus.log.node(ctx, records[0].name))
+	c := &commit{records: records, done: make(chan struct{})}
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
 	signal(q.wake)
+	return q.wait(ctx, cs.bus.ctx, c)
 }
 
 // wait gives a commit's results; with an error, they say why there are none.
