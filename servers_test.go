@@ -52,7 +52,7 @@ func newBus(t testing.TB, client eventbus.Client, opts ...eventbus.Option) *even
 
 // deadline is a context for things that must happen, however slow the machine is.
 func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute+*away)
 	t.Cleanup(cancel)
 	return ctx
 }
