@@ -103,11 +103,11 @@ type revocation struct {
 // In this process it takes effect at once, whatever it returns. An error, as of
 // [Bus.Publish], says that other processes may not know; their streams notice
 // at the next keepalive, by asking. It is safe for concurrent use.
-func (b *Bus) Revoke(ctx context.Context, who string) error {
-	if who == "" {
+func (b *Bus) Revoke(ctx context.Context, identity string) error {
+	if identity == "" {
 		return invalid("revoke", "identity", "is empty")
 	}
-	hash := identify(who)
+	hash := identify(identity)
 	b.revoke(hash)
 	payload, err := json.Marshal(revocation{base64.RawURLEncoding.EncodeToString(hash[:])})
 	if err != nil {
