@@ -271,6 +271,26 @@ func TestOneShardGoesBack(t *testing.T) {
 	early.exactly(countTo(0, 3), 0)
 }
 
+// TestNotesOfALostEnd: agents' logs note where the project's had their events, whose end is
+// lost. Who reads them all waits for no answer that never comes.
+func TestNotesOfALostEnd(t *testing.T) {
+	rdb := redistest.StartCluster(t, 3, false).Client(t)
+	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+	channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New()), eventbus.AgentChannel(uuid.New())}
+	const n = 100
+	for i := range n {
+		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i)), channels[1+i%2]))
+	}
+	entries := rdb.XRange(ctx, logKey(channels[0]), "-", "+").Val()
+	for _, e := range entries[1:] {
+		require.NoError(t, rdb.XDel(ctx, logKey(channels[0]), e.ID).Err())
+	}
+	require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channels[0]), entries[0].ID).Err())
+	f := follow(t, newBus(t, rdb), eventbus.Subscription{Channels: channels, Oldest: true})
+	f.count(n)
+	f.exactly(countTo(0, n), 0)
+}
+
 // TestResumeWithoutTheProjectInACluster: an agent's and a user's channel have the same
 // events, on different nodes.
 func TestResumeWithoutTheProjectInACluster(t *testing.T) {

@@ -94,6 +94,11 @@ func (p *page) from(pos Position) (view, bool) {
 	return s.from(i + 1), true
 }
 
+// trimmed tells whether the log does not reach back to pos any more.
+func (lp *logPage) trimmed(pos Position) bool {
+	return lp.last.epoch == pos.epoch && lp.origin().seq >= pos.seq
+}
+
 func (ps *pages) begun() uint64 {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -119,10 +124,20 @@ func (ps *pages) at(pos Position) (Position, bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, p := range ps.kept {
-		first := p.segment.entries[0].pos
-		if i := pos.seq - first.seq; pos.epoch == first.epoch && i >= 0 && i < int64(len(p.segment.entries)) {
-			return p.segment.entries[i].pos, true
+		if at, ok := p.at(pos); ok {
+			return at, true
 		}
+	}
+	return Position{}, false
+}
+
+func (p *page) at(pos Position) (Position, bool) {
+	if len(p.segment.entries) == 0 {
+		return Position{}, false
+	}
+	first := p.segment.entries[0].pos
+	if i := pos.seq - first.seq; pos.epoch == first.epoch && i >= 0 && i < int64(len(p.segment.entries)) {
+		return p.segment.entries[i].pos, true
 	}
 	return Position{}, false
 }

@@ -34,9 +34,10 @@ type lane struct {
 	// rewound says that a failover has put other events before the place: a gap that
 	// is to be announced.
 	rewound bool
-	began   Position // where the subscription began
-	asked   asked
-	from    uint64 // ordinal in the tail before which a reader of several channels reads the log
+	began   Position        // where the subscription began
+	loads   uint64          // how often view was filled
+	asked   map[*lane]asked // what is to be found out of other lanes' logs, for view
+	from    uint64          // ordinal in the tail before which a reader of several channels reads the log
 
 	// What the lane passes over, though it is before its position, while other
 	// lanes may have some of these events yet to come.
@@ -391,6 +392,7 @@ func (r *reader) step(ctx context.Context) (step, error) {
 // load gets a lane its next entries, from the tail or, where that does not reach
 // back far enough, from the log.
 func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
+	l.loads++
 	for {
 		g := l.tail.look(&l.place, l.from)
 		l.view = g.view
@@ -465,7 +467,7 @@ func (r *reader) wants(l *lane, e *entry) bool {
 func (r *reader) elsewhere(l *lane, e *entry) bool {
 	if !e.foreign() {
 		for _, m := range r.lanes {
-			if at, ok := r.notes(l, m, e); ok && (!r.bus.log.perChannel || r.has(m, at, e.event.ID) == yes) {
+			if at, ok := r.notes(l, m, e); ok && (!r.bus.log.perChannel || r.has(l, m, at, e.event.ID) == yes) {
 				return true
 			}
 		}
@@ -501,16 +503,16 @@ func (r *reader) pending(l *lane) bool {
 		return false
 	}
 	for _, m := range r.lanes {
-		if at, ok := r.notes(l, m, e); ok && r.has(m, at, e.event.ID) == notYet {
+		if at, ok := r.notes(l, m, e); ok && r.has(l, m, at, e.event.ID) == notYet {
 			return true
 		}
 	}
 	return false
 }
 
-// has tells whether lane m has delivered, or will, the event that is noted to be at this
-// position of its log.
-func (r *reader) has(m *lane, at Position, id string) answer {
+// has tells whether lane m has delivered, or will, the event that an entry of lane l
+// notes to be at this position of m's log.
+func (r *reader) has(l, m *lane, at Position, id string) answer {
 	at.mark = fingerprint(id)
 	pos := m.place.pos
 	found, same, end := m.tail.compare(at)
@@ -522,28 +524,72 @@ func (r *reader) has(m *lane, at Position, id string) answer {
 	case at.epoch == pos.epoch && at.seq <= m.began.seq && m.began.epoch == pos.epoch:
 		return yes // before this subscription was resumed
 	case at.epoch == pos.epoch && at.seq <= pos.seq:
-		if _, ok := r.seen.lanes[id]; ok || len(r.seen.order) == recentEvents {
+		if _, ok := r.seen.lanes[id]; ok {
 			return yes
 		}
-		return no
+		if len(r.seen.order) < recentEvents {
+			return no
+		}
+		return l.lookUp(m, at)
 	case at.epoch == end.epoch && at.seq <= end.seq:
 		return notYet // the lane is on its way there
-	case m.asked.at != at:
-		// The tail may not have it yet. A read that begins from now on will tell.
-		m.asked = asked{at, m.tail.reads.Load() + 2}
-		r.bus.feed.want(true, m.tail)
-		return notYet
-	case m.tail.reads.Load() < m.asked.reads:
+	}
+	// The tail may not have it yet. Whatever l's view notes was in m's log before the
+	// view was filled, so a read that begins from now on will tell.
+	a := l.asks(m)
+	if a.reads == 0 {
+		a.reads = m.tail.reads.Load() + 2
+		l.asked[m] = a
+	}
+	if m.tail.reads.Load() < a.reads {
 		r.bus.feed.want(true, m.tail)
 		return notYet
 	}
 	return no
 }
 
-// An asked is what a lane's tail was asked to look for, and when it will have looked.
+// An asked is what one lane has to find out of another's log.
 type asked struct {
-	at    Position
-	reads int64
+	loads  uint64   // the lane's, when it began to ask
+	reads  int64    // the other tail's, when it will have been told where that log ends; 0 not asked
+	at     Position // what flight looks for
+	flight *flight
+	own    bool
+}
+
+func (l *lane) asks(m *lane) asked {
+	if l.asked == nil {
+		l.asked = make(map[*lane]asked)
+	}
+	a := l.asked[m]
+	if a.loads != l.loads {
+		a = asked{loads: l.loads}
+	}
+	return a
+}
+
+// lookUp reads in m's log whether it has the event that is noted to be at this position, where
+// m was longer ago than the reader remembers.
+func (l *lane) lookUp(m *lane, at Position) answer {
+	a := l.asks(m)
+	if a.flight != nil && a.at == at && isClosed(a.flight.done) {
+		if p := a.flight.page; p != nil {
+			there, ok := p.at(at)
+			switch {
+			case ok && there.same(at), p.trimmed(at): // before it was trimmed, the lane had it
+				return yes
+			case ok || a.own:
+				return no
+			}
+		}
+		a.flight = nil // it failed, or was to read something else
+	}
+	if a.flight == nil || a.at != at {
+		a.at = at
+		a.flight, a.own = m.tail.pages.join(m.tail, at, true)
+		l.asked[m] = a
+	}
+	return notYet
 }
 
 // noted finds where the notes of an entry say that its event is in a channel.
