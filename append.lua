@@ -10,51 +10,43 @@
 --       for each log:   channel, number of events to keep (0: all),
 --                       lifetime after the last append in ms (0: for ever),
 --                       epoch that the caller saw last ('': none)
---       for each event: number of its log, its JSON without cursor, and how:
---                       '' or 'id|look|since|marker|also' with
+--       then groups:    number of a log, n, and
+--          n > 0: that many events, each as its JSON without cursor
+--          n = 0: one event, '' for the same as before, and how: '' or
+--                 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
 --          marker  1 to leave a marker, or ''
+--          also    where an earlier call has appended the event, or ''
 --       Markers are looked at for every event: it may be a first attempt that comes
 --       late, when the event was published again already.
---          also    where an earlier call has appended the event, or ''
---       An event that goes to several logs comes several times, one behind the
+--       An event that goes to several logs comes in as many groups, one behind the
 --       other; every entry but the first notes in its field 'also' where those
 --       before it are: '<channel>@<position>', with blanks between.
--- reply one string for each event: '+<position>' appended, '=<position>' was
---       there already, '~<error>' appended but then something failed, '!<error>'
---       not appended
+-- reply for each group a string: '+<position>' appended, and for n events that those
+--       behind the first have the numbers behind it; '=<position>' was there already;
+--       '~<error>' appended but then something failed; '!<error>' not appended. Where the
+--       events of a group fare differently, a list of these.
 -- Nothing here raises an error once something may be written: the caller takes one
 -- for "it did not run".
 local logs, markerTTL, publish = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local epochs, touched, marked = {}, {}, {}
+local channels, keeps, epochs, touched, marked, readonly = {}, {}, {}, {}, {}, nil
 
-local function channel(log) return ARGV[4 + (log - 1) * 4] end
-local function keep(log) return ARGV[5 + (log - 1) * 4] end
 local function lifetime(log) return ARGV[6 + (log - 1) * 4] end
-local function marker(log, id) return 'eventbus:id:{' .. channel(log) .. '}:' .. id end
+local function marker(log, id) return 'eventbus:id:{' .. channels[log] .. '}:' .. id end
 for log = 1, logs do
-  local epoch = ARGV[7 + (log - 1) * 4]
-  if epoch ~= '' then epochs[log] = epoch end
+  local at = 4 + (log - 1) * 4
+  channels[log], keeps[log] = ARGV[at], ARGV[at + 1]
+  if keeps[log] == '0' then keeps[log] = '9007199254740991' end
+  if ARGV[at + 3] ~= '' then epochs[log] = ARGV[at + 3] end
   marked[log] = redis.pcall('EXISTS', marker(log, '')) == 1
 end
 
-local function xadd(log, id, event, also, create)
-  local args = {'XADD', KEYS[log]}
-  if not create then args[#args + 1] = 'NOMKSTREAM' end
-  if keep(log) ~= '0' then
-    args[#args + 1] = 'MAXLEN'
-    args[#args + 1] = '~'
-    args[#args + 1] = keep(log)
+local function xadd(log, id, event, also)
+  if also == '' then
+    return redis.pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event)
   end
-  args[#args + 1] = id
-  args[#args + 1] = 'event'
-  args[#args + 1] = event
-  if also ~= '' then
-    args[#args + 1] = 'also'
-    args[#args + 1] = also
-  end
-  return redis.pcall(unpack(args))
+  return redis.pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event, 'also', also)
 end
 
 -- The epoch of the log as it is, nil when there is no log; or nil and an error.
@@ -72,7 +64,7 @@ end
 -- The position, or nil and an error.
 local function append(log, event, also)
   if epochs[log] then
-    local id = xadd(log, epochs[log] .. '-*', event, also, false)
+    local id = xadd(log, epochs[log] .. '-*', event, also)
     if type(id) == 'string' and string.sub(id, -2) ~= '-0' then return id end
     if type(id) == 'string' then
       -- The caller's epoch is newer than the log's: it comes from another server, that
@@ -91,11 +83,13 @@ local function append(log, event, also)
   if err then return nil, err end
   local id
   if epoch then
-    id = xadd(log, epoch .. '-*', event, also, false)
+    id = xadd(log, epoch .. '-*', event, also)
   else
     local t = redis.call('TIME')
     epoch = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
-    id = xadd(log, epoch .. '-1', event, also, true)
+    local args = {'XADD', KEYS[log], epoch .. '-1', 'event', event}
+    if also ~= '' then args[6], args[7] = 'also', also end
+    id = redis.pcall(unpack(args))
   end
   if type(id) ~= 'string' then return nil, id and id.err or 'the log went away' end
   epochs[log] = epoch
@@ -126,17 +120,22 @@ local function find(log, id, look, since)
   end
 end
 
-local replies, logOf, previous, also = {}, {}, nil, ''
-for a = 4 + logs * 4, #ARGV, 3 do
-  local log, event, how = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
-  local there, own = nil, nil
-  if event ~= previous then previous, also = event, '' end
+-- Publishes what was appended. The reply for it.
+local function ring(log, event, id)
+  local rung = redis.pcall(publish, channels[log], string.sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
+  touched[log] = true
+  if type(rung) == 'table' and rung.err then return '~' .. rung.err end
+  return '+' .. id
+end
+
+-- The reply for an event, and where it is, if it is there.
+local function one(log, event, how, also)
+  local there, own
   if marked[log] then
     there = markerOf(log, marker(log, string.match(event, '^{"id":"([^"]*)"') or ''))
   end
   if how ~= '' then
-    local id, look, since, mark, before = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|(.*)$')
-    if also == '' then also = before end
+    local id, look, since, mark = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|')
     if mark ~= '' then own = marker(log, id) end
     if not there then there = find(log, id, tonumber(look), since) end
   end
@@ -145,26 +144,50 @@ for a = 4 + logs * 4, #ARGV, 3 do
     reply = '=' .. there
   else
     local id, err = append(log, event, also)
-    if id then
-      local rung = redis.pcall(publish, channel(log), string.sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
-      touched[log] = true
-      there = id
-      reply = '+' .. id
-      if type(rung) == 'table' and rung.err then reply = '~' .. rung.err end
-    elseif string.find(err, '^READONLY') then
-      -- Nothing was written. As an error of the whole call, it makes the client drop
-      -- its connection to what was a master once.
-      return redis.error_reply(err)
-    else
-      reply = '!' .. err
+    if not id then
+      if string.find(err, '^READONLY') then readonly = err end
+      return '!' .. err, nil
     end
+    there, reply = id, ring(log, event, id)
   end
-  if there then also = also .. (also == '' and '' or ' ') .. channel(log) .. '@' .. there end
-  if own and there then
+  if own then
     local set = redis.pcall('SET', own, there, 'PX', markerTTL)
     if not set.err then set = redis.pcall('SET', marker(log, ''), '', 'PX', markerTTL) end
     if set.err then reply = '~' .. set.err end
     marked[log] = true
+  end
+  return reply, there
+end
+
+local replies, logOf, event, also = {}, {}, '', ''
+local a = 4 + logs * 4
+while a <= #ARGV do
+  local log, n = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+  local reply
+  if n == 0 then
+    local how = ARGV[a + 3]
+    if ARGV[a + 2] ~= '' then event, also = ARGV[a + 2], '' end
+    if also == '' then also = string.match(how, '^[^|]*|%d+|%d*|%d*|(.*)$') or '' end
+    local there
+    reply, there = one(log, event, how, also)
+    if there then also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. there end
+    a = a + 4
+  else
+    local all, alike, there = {}, true, nil
+    for i = 1, n do
+      event = ARGV[a + 1 + i]
+      all[i], there = one(log, event, '', '')
+      alike = alike and string.byte(all[i]) == 43 -- '+'
+    end
+    also = there and channels[log] .. '@' .. there or ''
+    alike = alike and string.match(all[1], '^.%d+') == string.match(all[n], '^.%d+')
+    reply = alike and all[1] or all
+    a = a + 2 + n
+  end
+  if readonly then
+    -- Nothing was written. As an error of the whole call, it makes the client drop its
+    -- connection to what was a master once.
+    return redis.error_reply(readonly)
   end
   replies[#replies + 1] = reply
   logOf[#replies] = log
@@ -177,8 +200,13 @@ for log in pairs(touched) do
     set = redis.pcall('PEXPIRE', KEYS[log], lifetime(log))
   end
   if type(set) == 'table' and set.err then
-    for i, of in ipairs(logOf) do
-      if of == log and string.sub(replies[i], 1, 1) == '+' then replies[i] = '~' .. set.err end
+    local function late(reply) return string.byte(reply) == 43 and '~' .. set.err or reply end
+    for i, reply in ipairs(replies) do
+      if logOf[i] == log and type(reply) == 'string' then
+        replies[i] = late(reply)
+      elseif logOf[i] == log then
+        for j = 1, #reply do reply[j] = late(reply[j]) end
+      end
     end
   end
 end

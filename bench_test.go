@@ -42,7 +42,7 @@ func BenchmarkPublish(b *testing.B) {
 			byHand := func() error {
 				name := "project:" + uuid.UUID{1}.String()
 				return script.Run(ctx, rdb, []string{"eventbus:log:{" + name + "}"},
-					1, 600_000, "PUBLISH", name, 10_000, 86_400_000, "", 1, raw, "").Err()
+					1, 600_000, "PUBLISH", name, 10_000, 86_400_000, "", 1, 1, raw).Err()
 			}
 			require.NoError(b, byHand())
 			spread := func(n int, publish func() error) time.Duration {

@@ -62,7 +62,12 @@ func (c Channel) String() string {
 	if c.kind == "" {
 		return ""
 	}
-	return string(c.kind) + ":" + c.id.String()
+	return string(c.append(make([]byte, 0, 64)))
+}
+
+func (c Channel) append(b []byte) []byte {
+	b = append(b, c.kind...)
+	return appendUUID(append(b, ':'), c.id)
 }
 
 // MarshalText implements [encoding.TextMarshaler].
@@ -98,9 +103,9 @@ func parseUUID(s string) (uuid.UUID, error) {
 }
 
 // readUUID also takes the other forms that the Python services read.
-func readUUID(s string) (uuid.UUID, error) {
+func readUUID(s []byte) (uuid.UUID, error) {
 	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
 		return uuid.Nil, errNotUUID // uuid.Parse does not look at the braces
 	}
-	return uuid.Parse(s)
+	return uuid.ParseBytes(s)
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"hash/fnv"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,10 +87,18 @@ func ParsePosition(s string) (Position, error) {
 
 // fingerprint is the mark of the event with this id; never 0.
 func fingerprint(id string) uint16 {
-	h := fnv.New32a()
-	h.Write([]byte(id))
-	sum := h.Sum32()
+	sum := fnv1a(fnvBasis, id)
 	return max(uint16(sum>>16)^uint16(sum), 1)
+}
+
+const fnvBasis = 2166136261
+
+// fnv1a is the 32-bit FNV-1a hash, as of hash/fnv but without a copy of the text.
+func fnv1a[T string | []byte](sum uint32, text T) uint32 {
+	for i := range len(text) {
+		sum = (sum ^ uint32(text[i])) * 16777619
+	}
+	return sum
 }
 
 // A Cursor is where a subscription stands in all its channels, as opaque text:
@@ -199,10 +206,7 @@ func newCursorKey(names []string) cursorKey {
 }
 
 func channelHash(salt byte, name string) uint32 {
-	h := fnv.New32a()
-	h.Write([]byte{salt})
-	h.Write([]byte(name))
-	sum := h.Sum32()
+	sum := fnv1a(fnv1a(fnvBasis, []byte{salt}), name)
 	return (sum ^ sum>>16) & 0xFFFF
 }
 

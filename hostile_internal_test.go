@@ -113,18 +113,31 @@ func FuzzParseAppended(f *testing.F) {
 		f.Add(reply, "", uint8(1))
 	}
 	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
+		records := []*record{{id: id}, {id: id + "2"}}
+		results := make([]appended, len(records))
 		var any any = reply
-		if odd%4 == 1 {
-			any = []byte(reply)
+		understood := reply != ""
+		switch odd % 4 {
+		case 1:
+			any, understood = []byte(reply), false
+		case 2:
+			any = []interface{}{reply, reply}
+		case 3:
+			any, understood = []interface{}{reply}, false
 		}
-		a := parseAppended(any, id)
-		if a.err == nil {
-			require.Contains(t, "+=", reply[:1])
-			require.Equal(t, reply[:1] == "=", a.again)
-			require.Equal(t, fingerprint(id), a.pos.mark)
-			require.Positive(t, a.pos.epoch)
-			return
+		parseGroup(any, group{records: []int{0, 1}}, records, results)
+		for n, a := range results {
+			if a.err == nil {
+				require.Contains(t, "+=", reply[:1])
+				require.Equal(t, reply[:1] == "=", a.again)
+				require.Equal(t, fingerprint(records[n].id), a.pos.mark)
+				require.Positive(t, a.pos.epoch)
+				continue
+			}
+			require.Equal(t, understood && reply[0] == '!', a.sure, "only a refusal is certain")
 		}
-		require.Equal(t, reply != "" && reply[0] == '!' && odd%4 != 1, a.sure, "only a refusal is certain")
+		if odd%4 == 0 && results[0].err == nil {
+			require.Equal(t, results[0].pos.seq+1, results[1].pos.seq, "they follow one another")
+		}
 	})
 }

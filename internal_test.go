@@ -132,7 +132,7 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 	} {
 		want, got := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 		require.NoError(t, json.Unmarshal([]byte(text), &want))
-		eachMember([]byte(text), func(name string, value []byte) { got[name] = value })
+		eachMember([]byte(text), func(name, value []byte) { got[string(name)] = value })
 		require.Equal(t, want, got, text)
 	}
 }
@@ -632,5 +632,40 @@ func TestLookUp(t *testing.T) {
 				require.Equal(t, 1, reads)
 			}
 		})
+	}
+}
+
+// TestTimesAreWrittenAndReadAsByTime holds the quick ways against those of package time.
+func TestTimesAreWrittenAndReadAsByTime(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 10_000 {
+		at := time.Unix(r.Int64N(253402300800+62135596800)-62135596800, r.Int64N(2)*r.Int64N(1e9)).In(time.FixedZone("", r.IntN(80000)-40000))
+		layout := "2006-01-02T15:04:05Z"
+		if at.Nanosecond() >= 1000 {
+			layout = "2006-01-02T15:04:05.000000Z"
+		}
+		want := at.UTC().Truncate(time.Microsecond)
+		text := string(appendTime(nil, at))
+		require.Equal(t, want.Format(layout), text)
+		if want.Year() < 1 {
+			continue
+		}
+		read, ok := parseWireTime([]byte(text))
+		require.True(t, ok, text)
+		require.True(t, want.Equal(read), text)
+	}
+	for _, text := range []string{
+		"2023-02-29T00:00:00Z", "2024-02-29T00:00:00Z", "2023-06-31T00:00:00Z", "2023-00-01T00:00:00Z", "2023-13-01T00:00:00Z", "2023-01-00T00:00:00Z",
+		"2023-01-01T24:00:00Z", "2023-01-01T23:60:00Z", "2023-01-01T23:59:60Z", "0000-01-01T00:00:00Z", "2023-01-01 00:00:00Z", "2023-01-01T00:00:00z",
+		"2023-01-01T00:00:00.00000Z", "2023-01-01T00:00:00.000000Z", "2023-01-01T00:00:00,000000Z", "2023-01-01T00:00:0/Z", "2023-01-01T00:00:0:Z", "",
+	} {
+		quick, ok := parseWireTime([]byte(text))
+		slow, err := time.Parse(time.RFC3339, text)
+		if ok {
+			require.NoError(t, err, text)
+			require.Equal(t, slow, quick, text)
+		} else if err == nil {
+			require.Contains(t, []string{"0000-01-01T00:00:00Z", "2023-01-01T00:00:00.00000Z", "2023-01-01T00:00:00,000000Z"}, text)
+		}
 	}
 }

@@ -31,8 +31,9 @@ func checkObject(data []byte) error {
 
 // eachMember calls visit for the members of a JSON object that checkObject has
 // passed, in order; a repeated name is visited again. Unlike encoding/json it
-// takes names as they are written, not regardless of case, and copies nothing.
-func eachMember(object []byte, visit func(name string, value []byte)) {
+// takes names as they are written, not regardless of case, and copies nothing: names
+// and values are part of the object, but for names with escapes.
+func eachMember(object []byte, visit func(name, value []byte)) {
 	i := skipSpace(object, 0) + 1 // behind the brace
 	for {
 		i = skipSpace(object, i)
@@ -92,14 +93,14 @@ func skipValue(b []byte, i int) int {
 	return i
 }
 
-// unquote gives the text of a JSON string literal.
-func unquote(literal []byte) string {
+// unquote gives the text of a JSON string literal, as part of it where it has no escapes.
+func unquote(literal []byte) []byte {
 	if bytes.IndexByte(literal, '\\') < 0 {
-		return string(literal[1 : len(literal)-1])
+		return literal[1 : len(literal)-1]
 	}
 	var s string
 	_ = json.Unmarshal(literal, &s) // valid: checkObject has passed it
-	return s
+	return []byte(s)
 }
 
 // oneLine returns JSON without line breaks: an SSE frame ends at one.

@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -95,7 +96,9 @@ func (l *redisLog) pubSub(ctx context.Context, client Client) *redis.PubSub {
 }
 
 // name is the channel's name in Redis.
-func (l *redisLog) name(c Channel) string { return l.prefix + c.String() }
+func (l *redisLog) name(c Channel) string {
+	return string(c.append(append(make([]byte, 0, 64), l.prefix...)))
+}
 
 // publish is the command that rings the doorbell.
 func (l *redisLog) publish() string {
@@ -149,9 +152,9 @@ type record struct {
 	id    string
 	also  string // where an earlier call has appended it, as in append.lua
 
-	idempotent bool // look for a marker, and leave one
-	look       int  // search that many of the newest entries for the id, and leave a marker
-	since      Position
+	idempotent bool     // look for a marker, and leave one
+	look       int      // search that many of the newest entries for the id, and leave a marker
+	since      Position // but none that the log had before the first attempt, which was made then
 }
 
 // An appended is what became of a record.
@@ -162,68 +165,130 @@ type appended struct {
 	sure  bool // the error, if any, says for certain that the log does not have it
 }
 
+// A group is what one call appends to one log, in a row: records that are nothing but
+// appended; or a single one that needs more than that.
+type group struct {
+	log     int // index of its log in the call
+	records []int
+	single  bool
+}
+
+// plain tells whether a record is only to be appended.
+func (r *record) plain() bool { return !r.idempotent && r.look == 0 && r.also == "" }
+
+// continues tells whether r is the same publication as s, for another log.
+func (r *record) continues(s *record) bool { return &r.event[0] == &s.event[0] }
+
+// how is what append.lua is to do beside appending.
+func (r *record) how(head Position) string {
+	if r.plain() {
+		return ""
+	}
+	since, marker := "", ""
+	if r.since.epoch == head.epoch && r.since.seq > rewindable {
+		since = strconv.FormatInt(r.since.seq-rewindable, 10)
+	}
+	if r.idempotent || r.look > 0 {
+		marker = "1"
+	}
+	return fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
+}
+
 // append runs one call for records whose logs may share one. It does not repeat
 // anything by itself.
-func (l *redisLog) append(ctx context.Context, records []record) []appended {
-	results := make([]appended, len(records))
+func (l *redisLog) append(ctx context.Context, records []*record) []appended {
 	index := make(map[string]int, 4)
-	var names []string
-	for i := range records {
-		if _, ok := index[records[i].name]; !ok {
-			names = append(names, records[i].name)
-			index[records[i].name] = len(names) // from 1, as Lua counts
-		}
-	}
-	keys := make([]string, len(names))
-	args := make([]any, 0, 3+4*len(names)+3*len(records))
-	args = append(args, len(names), markerTTL.Milliseconds(), l.publish())
-	kinds := make(map[string]ChannelKind, len(names))
-	for i := range records {
-		kinds[records[i].name] = records[i].kind
-	}
-	heads := make(map[string]Position, len(names))
-	for i, name := range names {
-		keys[i] = logKey(name)
-		keep := l.retention(kinds[name])
-		epoch := ""
-		if head := l.head(name); !head.IsZero() {
-			heads[name] = head
-			epoch = strconv.FormatInt(head.epoch, 10)
-		}
-		args = append(args, name, keep.Events, keep.Age.Milliseconds(), epoch)
-	}
-	for i := range records {
-		r := &records[i]
-		how := ""
-		if r.idempotent || r.look > 0 || r.also != "" {
-			since, marker := "", ""
-			if r.since.epoch == heads[r.name].epoch && r.since.seq > rewindable {
-				since = strconv.FormatInt(r.since.seq-rewindable, 10)
+	var keys []string
+	var heads []Position
+	var plain, groups []group // plain has one for each log
+	args := make([]any, 3, 3+6*len(records))
+	for i, r := range records {
+		log, ok := index[r.name]
+		if !ok {
+			log = len(keys)
+			index[r.name] = log
+			keys = append(keys, logKey(r.name))
+			heads = append(heads, l.head(r.name))
+			plain = append(plain, group{log: log})
+			keep, epoch := l.retention(r.kind), ""
+			if !heads[log].IsZero() {
+				epoch = strconv.FormatInt(heads[log].epoch, 10)
 			}
-			if r.idempotent || r.look > 0 {
-				marker = "1"
-			}
-			how = fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
+			args = append(args, r.name, keep.Events, keep.Age.Milliseconds(), epoch)
 		}
-		args = append(args, index[r.name], r.event, how)
+		if r.look == 0 && !r.idempotent && r.since.IsZero() {
+			r.since = heads[log] // should this call have to be repeated
+		}
+		if !r.plain() || i > 0 && r.continues(records[i-1]) || i+1 < len(records) && records[i+1].continues(r) {
+			groups = append(groups, group{log, []int{i}, true})
+		} else {
+			plain[log].records = append(plain[log].records, i)
+		}
 	}
-
-	reply, err := appendScript.runOnce(ctx, l.client, keys, args)
-	replies, ok := reply.([]any)
-	if err == nil && (!ok || len(replies) != len(records)) {
-		err = fmt.Errorf("unexpected reply %T to append", reply)
+	args[0], args[1], args[2] = len(keys), markerTTL.Milliseconds(), l.publish()
+	for _, g := range plain {
+		if len(g.records) > 0 {
+			groups = append(groups, g)
+		}
 	}
-	for i := range results {
-		if err != nil {
-			results[i] = appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err)}
+	for _, g := range groups {
+		if g.single {
+			i := g.records[0]
+			r := records[i]
+			event := r.event
+			if i > 0 && r.continues(records[i-1]) {
+				event = nil
+			}
+			args = append(args, g.log+1, 0, event, r.how(heads[g.log])) // Lua counts from 1
 			continue
 		}
-		results[i] = parseAppended(replies[i], records[i].id)
-		if results[i].err == nil && !results[i].again {
-			l.saw(records[i].name, results[i].pos, heads[records[i].name])
+		args = append(args, g.log+1, len(g.records))
+		for _, i := range g.records {
+			args = append(args, records[i].event)
+		}
+	}
+
+	results := make([]appended, len(records))
+	reply, err := appendScript.runOnce(ctx, l.client, keys, args)
+	replies, ok := reply.([]any)
+	if err == nil && (!ok || len(replies) != len(groups)) {
+		err = fmt.Errorf("unexpected reply %T to append", reply)
+	}
+	if err != nil {
+		failed := appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err)}
+		for i := range results {
+			results[i] = failed
+		}
+		return results
+	}
+	for n, g := range groups {
+		parseGroup(replies[n], g, records, results)
+		for _, i := range slices.Backward(g.records) {
+			if results[i].err == nil && !results[i].again {
+				l.saw(records[i].name, results[i].pos, heads[g.log])
+				break // what is before it is older
+			}
 		}
 	}
 	return results
+}
+
+// parseGroup enters the results of a group's records.
+func parseGroup(reply any, g group, records []*record, results []appended) {
+	if list, ok := reply.([]any); ok && len(list) == len(g.records) {
+		for n, i := range g.records {
+			results[i] = parseAppended(list[n], records[i].id)
+		}
+		return
+	}
+	first := parseAppended(reply, records[g.records[0]].id)
+	for n, i := range g.records {
+		results[i] = first
+		if first.err == nil {
+			results[i].pos.seq += int64(n)
+			results[i].pos.mark = fingerprint(records[i].id)
+		}
+	}
 }
 
 func parseAppended(reply any, id string) appended {

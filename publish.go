@@ -85,16 +85,16 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	}
 	defer b.leave()
 	p := publication{bus: b, id: id, again: b.doubted.take(id)}
-	for _, c := range channels {
-		r := record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
-		r.since = b.log.head(r.name)
+	p.records = make([]record, len(channels))
+	for i, c := range channels {
+		r := &p.records[i]
+		*r = record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
 		switch {
 		case p.again:
-			r.look, r.since = lookAll, Position{}
+			r.look = lookAll
 		case idempotent:
-			r.look, r.since = lookIdempotent, Position{}
+			r.look = lookIdempotent
 		}
-		p.records = append(p.records, r)
 	}
 	err := p.run(ctx)
 	if err != nil {
@@ -172,7 +172,7 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 		pending = append(pending, i)
 	}
 	for attempts := 1; ; attempts++ {
-		records := make([]record, len(pending))
+		records := make([]record, len(pending)) // a worker can outlast this call
 		for n, i := range pending {
 			p.records[i].also = p.notes(i)
 			records[n] = p.records[i]
@@ -180,6 +180,9 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 		results, err := p.bus.commits.do(ctx, records)
 		for n, i := range pending {
 			p.results[i] = results[n]
+			if err == nil {
+				p.records[i].since = records[n].since
+			}
 			if r := &results[n]; r.err != nil && !r.sure {
 				p.records[i].look = lookAll // it may be there: from now on, look first
 			}
@@ -360,9 +363,11 @@ func (q *commitQueue) take() []*commit {
 // call appends a batch: in one call, or in one for each channel, side by side,
 // where they cannot share one.
 func (q *commitQueue) call(ctx context.Context, batch []*commit) {
-	var all []record
+	all := make([]*record, 0, len(batch))
 	for _, c := range batch {
-		all = append(all, c.records...)
+		for i := range c.records {
+			all = append(all, &c.records[i])
+		}
 	}
 	results := make([]appended, len(all))
 	if !q.log.perChannel {
@@ -375,7 +380,7 @@ func (q *commitQueue) call(ctx context.Context, batch []*commit) {
 		var wg sync.WaitGroup
 		for _, indexes := range byChannel {
 			wg.Go(func() {
-				part := make([]record, len(indexes))
+				part := make([]*record, len(indexes))
 				for n, i := range indexes {
 					part[n] = all[i]
 				}
@@ -426,6 +431,8 @@ func (d *doubtSet) take(id string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t, ok := d.since[id]
-	delete(d.since, id)
+	if ok {
+		delete(d.since, id)
+	}
 	return ok && time.Since(t) <= doubtedFor
 }

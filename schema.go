@@ -32,13 +32,48 @@ type schemaField struct {
 	nullable bool    // null is a value
 	omitZero bool    // the json tag says omitempty or omitzero
 	fallback *string // what nil and absence mean
+	form     form
+}
+
+// A form says which fields need no encoding/json: the most common ones.
+type form int
+
+const (
+	anyForm form = iota
+	textForm
+	optionalTextForm
+	uuidForm
+)
+
+var forms = map[reflect.Type]form{
+	reflect.TypeFor[string]():    textForm,
+	reflect.TypeFor[*string]():   optionalTextForm,
+	reflect.TypeFor[uuid.UUID](): uuidForm,
+}
+
+// fits tells whether a JSON value is for certain one that the field takes.
+func (f *schemaField) fits(value []byte) bool {
+	switch f.form {
+	case textForm:
+		return value[0] == '"'
+	case optionalTextForm:
+		return value[0] == '"' || value[0] == 'n'
+	case uuidForm:
+		if value[0] != '"' || len(value) != 38 {
+			return false
+		}
+		_, err := uuid.ParseBytes(value[1:37])
+		return err == nil
+	}
+	return false
 }
 
 var (
 	registry = struct {
 		sync.RWMutex
 		byType map[Type]*schema
-	}{byType: map[Type]*schema{}}
+		names  map[string]Type // the same keys, for registeredName
+	}{byType: map[Type]*schema{}, names: map[string]Type{}}
 
 	uuidType      = reflect.TypeFor[uuid.UUID]()
 	marshalerType = reflect.TypeFor[json.Marshaler]()
@@ -88,6 +123,7 @@ func register(t reflect.Type, typ Type) error {
 		return fmt.Errorf("eventbus: register %s: type %q belongs to %s", t, typ, have.typ)
 	}
 	registry.byType[typ] = s
+	registry.names[string(typ)] = typ
 	return nil
 }
 
@@ -96,6 +132,14 @@ func registered(t Type) (*schema, bool) {
 	defer registry.RUnlock()
 	s, ok := registry.byType[t]
 	return s, ok
+}
+
+// registeredName gives a registered type without making a string of it.
+func registeredName(name []byte) (Type, bool) {
+	registry.RLock()
+	defer registry.RUnlock()
+	t, ok := registry.names[string(name)]
+	return t, ok
 }
 
 var schemas sync.Map // reflect.Type to *schema
@@ -117,6 +161,7 @@ func schemaOf(t reflect.Type) (*schema, error) {
 				name:     f.json,
 				index:    f.Index,
 				typ:      f.Type,
+				form:     forms[f.Type],
 				nullable: f.Type.Kind() == reflect.Pointer || f.Type.Kind() == reflect.Interface,
 				omitZero: strings.Contains(options, "omit"),
 			}
@@ -235,33 +280,53 @@ func (s *schema) check(raw []byte) []FieldError {
 	if len(raw) == 0 {
 		raw = []byte("{}")
 	}
-	return s.decode(raw, reflect.New(s.typ).Elem())
+	return s.decode(raw, reflect.Value{})
 }
 
-// decode fills a payload from JSON that checkObject has passed.
+// decode fills a payload from JSON that checkObject has passed; without one, it only
+// checks.
 func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 	if s.custom || len(s.fields) == 0 {
+		if !into.IsValid() {
+			into = reflect.New(s.typ).Elem()
+		}
 		if err := json.Unmarshal(raw, into.Addr().Interface()); err != nil {
 			return []FieldError{{"payload", jsonProblem(err)}}
 		}
 		return nil
 	}
-	members := make(map[string][]byte, len(s.fields))
-	eachMember(raw, func(name string, value []byte) { members[name] = value })
+	var few [16][]byte
+	values := few[:]
+	if len(s.fields) > len(few) {
+		values = make([][]byte, len(s.fields))
+	}
+	eachMember(raw, func(name, value []byte) {
+		for i := range s.fields {
+			if s.fields[i].name == string(name) {
+				values[i] = value
+			}
+		}
+	})
 	var p problems
 	for i := range s.fields {
-		f := &s.fields[i]
-		value, ok := members[f.name]
+		f, value := &s.fields[i], values[i]
 		switch {
-		case !ok && f.required:
+		case value == nil && f.required:
 			p.add(f.name, "is required")
-		case !ok && f.fallback != nil:
+		case value == nil && f.fallback != nil && into.IsValid():
 			into.FieldByIndex(f.index).Set(reflect.ValueOf(new(*f.fallback)))
-		case !ok:
+		case value == nil:
 		case string(value) == "null" && !f.nullable:
 			p.add(f.name, "is null")
+		case !into.IsValid() && f.fits(value):
 		default:
-			if err := json.Unmarshal(value, into.FieldByIndex(f.index).Addr().Interface()); err != nil {
+			var field reflect.Value
+			if into.IsValid() {
+				field = into.FieldByIndex(f.index)
+			} else {
+				field = reflect.New(f.typ).Elem()
+			}
+			if err := json.Unmarshal(value, field.Addr().Interface()); err != nil {
 				p.add(f.name, "%s", jsonProblem(err))
 			}
 		}
@@ -300,7 +365,7 @@ func encodePayload(payload Payload) (json.RawMessage, error) {
 		raw := s.encodeWhole(v, &p)
 		return raw, p.err()
 	}
-	b := []byte{'{'}
+	b := append(make([]byte, 0, 256), '{')
 	for i := range s.fields {
 		f := &s.fields[i]
 		fv := v.FieldByIndex(f.index)
@@ -316,37 +381,49 @@ func encodePayload(payload Payload) (json.RawMessage, error) {
 		if len(p.fields) > before {
 			continue
 		}
-		value, err := f.encode(fv)
-		if err != nil {
-			p.add(f.name, "cannot be written as JSON")
-			continue
-		}
+		end := len(b)
 		if len(b) > 1 {
 			b = append(b, ',')
 		}
 		b = appendString(b, f.name)
 		b = append(b, ':')
-		b = append(b, value...)
+		var err error
+		if b, err = f.append(b, fv); err != nil {
+			p.add(f.name, "cannot be written as JSON")
+			b = b[:end]
+		}
 	}
 	return append(b, '}'), p.err()
 }
 
-func (f *schemaField) encode(v reflect.Value) ([]byte, error) {
+// append appends the JSON of the field's value.
+func (f *schemaField) append(b []byte, v reflect.Value) ([]byte, error) {
+	switch f.form {
+	case textForm:
+		return appendString(b, v.String()), nil
+	case uuidForm:
+		return append(appendUUID(append(b, '"'), v.Interface().(uuid.UUID)), '"'), nil
+	case optionalTextForm:
+		switch {
+		case !v.IsNil():
+			return appendString(b, v.Elem().String()), nil
+		case f.fallback != nil:
+			return appendString(b, *f.fallback), nil
+		}
+		return append(b, "null"...), nil
+	}
 	switch v.Kind() {
 	case reflect.Slice:
 		if v.IsNil() {
-			return []byte("[]"), nil
+			return append(b, "[]"...), nil
 		}
 	case reflect.Map:
 		if v.IsNil() {
-			return []byte("{}"), nil
-		}
-	case reflect.Pointer:
-		if v.IsNil() && f.fallback != nil {
-			return appendString(nil, *f.fallback), nil
+			return append(b, "{}"...), nil
 		}
 	}
-	return marshal(v.Interface())
+	value, err := marshal(v.Interface())
+	return append(b, value...), err
 }
 
 // encodeWhole writes a map, or a type that has its own way to JSON.

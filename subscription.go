@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"path"
+	"slices"
 	"time"
 )
 
@@ -74,10 +75,8 @@ func (s *Subscription) check(o *options) error {
 // distinct leaves out channels that are there before.
 func distinct(channels []Channel) []Channel {
 	var out []Channel
-	seen := make(map[Channel]bool, len(channels))
 	for _, c := range channels {
-		if !seen[c] {
-			seen[c] = true
+		if !slices.Contains(out, c) {
 			out = append(out, c)
 		}
 	}
