@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A redisServer is a redis-server of the bench's own.
+type redisServer struct {
+	addr   string
+	client *redis.Client
+	stop   func()
+}
+
+func startRedis(args ...string) (*redisServer, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr().String()
+	l.Close()
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	_, port, _ := net.SplitHostPort(addr)
+	cmd := exec.Command("redis-server", append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", dir,
+		"--save", "", "--appendonly", "no", "--maxclients", "12000"}, args...)...)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	s := &redisServer{addr: addr, client: redis.NewClient(&redis.Options{Addr: addr})}
+	s.stop = func() {
+		_ = s.client.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = os.RemoveAll(dir)
+	}
+	for range 100 {
+		if s.client.Ping(context.Background()).Err() == nil {
+			return s, nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	s.stop()
+	return nil, errors.New("redis-server does not answer")
+}
+
+// calls gives how many commands clients have sent, without those that set up connections,
+// and how many were run in all, by scripts too.
+func (s *redisServer) calls() (sent, run int) {
+	for line := range strings.Lines(s.client.Info(context.Background(), "commandstats").Val()) {
+		name, rest, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+		calls, _, _ := strings.Cut(rest, ",")
+		if !ok || strings.HasPrefix(name, "info") || strings.HasPrefix(name, "client") || name == "hello" || name == "ping" {
+			continue
+		}
+		run += atoi(calls)
+		if strings.HasPrefix(name, "eval") || name == "subscribe" {
+			sent += atoi(calls)
+		}
+	}
+	return sent, run
+}
+
+// subscribers counts connections that listen to channels.
+func (s *redisServer) subscribers() int {
+	return strings.Count(s.client.ClientList(context.Background()).Val(), "flags=P")
+}
+
+// benchmark runs redis-benchmark on the script that appends and publishes, and gives its
+// calls a second.
+func (s *redisServer) benchmark(clients, pipeline, requests int) (float64, error) {
+	const script = "local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', 'event', ARGV[1]) redis.call('PUBLISH', 'bench', ARGV[1]) return id"
+	sha, err := s.client.ScriptLoad(context.Background(), script).Result()
+	if err != nil {
+		return 0, err
+	}
+	host, port, _ := net.SplitHostPort(s.addr)
+	out, err := exec.Command("redis-benchmark", "-h", host, "-p", port, "-c", fmt.Sprint(clients), "-P", fmt.Sprint(pipeline),
+		"-n", fmt.Sprint(requests), "--csv", "evalsha", sha, "1", "bench:log", string(body(record(0, 1)))).Output()
+	if err != nil {
+		return 0, fmt.Errorf("redis-benchmark: %w", err)
+	}
+	rate := 0.0
+	for lines := bufio.NewScanner(strings.NewReader(string(out))); lines.Scan(); {
+		// The name is the command, with quotes and commas in it: count from the end.
+		if fields := strings.Split(lines.Text(), `","`); len(fields) >= 7 {
+			_, _ = fmt.Sscanf(fields[len(fields)-7], "%g", &rate)
+		}
+	}
+	if rate == 0 {
+		return 0, fmt.Errorf("redis-benchmark printed %q", out)
+	}
+	return rate, nil
+}
