@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 )
 
 // limit is net/http and nothing else: each channel is one slice of bytes that only grows,
@@ -16,7 +17,11 @@ type limit struct {
 }
 
 type hub struct {
-	mu    sync.RWMutex
+	mu  sync.Mutex // of publishers; readers never hold them up
+	now atomic.Pointer[state]
+}
+
+type state struct {
 	bytes []byte
 	more  chan struct{} // closed when there is more
 }
@@ -30,7 +35,8 @@ func (l *limit) hub(channel int) *hub {
 	defer l.mu.Unlock()
 	h := l.hubs[channel]
 	if h == nil {
-		h = &hub{more: make(chan struct{})}
+		h = &hub{}
+		h.now.Store(&state{more: make(chan struct{})})
 		l.hubs[channel] = h
 	}
 	return h
@@ -40,11 +46,11 @@ func (l *limit) publish(_ context.Context, channel int, record string) (string, 
 	h := l.hub(channel)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.bytes = append(h.bytes, "id: 01234567890123456789\nevent: bench.tick\ndata: "+bodyHead...)
-	h.bytes = append(h.bytes, record...)
-	h.bytes = append(h.bytes, bodyTail+"\n\n"...)
-	close(h.more)
-	h.more = make(chan struct{})
+	old := h.now.Load()
+	bytes := append(old.bytes, "id: 01234567890123456789\nevent: bench.tick\ndata: "+bodyHead...)
+	bytes = append(append(bytes, record...), bodyTail+"\n\n"...)
+	h.now.Store(&state{bytes, make(chan struct{})})
+	close(old.more)
 	return "", nil
 }
 
@@ -55,18 +61,15 @@ func (l *limit) request(channel int, _ string) request {
 func (l *limit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	channel := atoi(r.FormValue("channel"))
 	h := l.hub(channel)
-	h.mu.RLock()
-	at := len(h.bytes)
-	h.mu.RUnlock()
+	at := len(h.now.Load().bytes)
 	begin(w)
 	flusher := w.(http.Flusher)
 	for {
-		h.mu.RLock()
-		news, more := h.bytes[at:], h.more
-		h.mu.RUnlock()
+		s := h.now.Load()
+		news := s.bytes[at:]
 		if len(news) == 0 {
 			select {
-			case <-more:
+			case <-s.more:
 				runtime.Gosched() // more may follow: it goes into the same Write
 			case <-r.Context().Done():
 				return
