@@ -48,7 +48,7 @@ func (b *Bus) admit(r *reader, who string) error {
 			have = make(map[*reader]bool)
 			reg.of[r.identity] = have
 		}
-		r.revoked = make(chan struct{})
+		r.named = true
 		have[r] = true
 	}
 	reg.n++
@@ -61,7 +61,7 @@ func (b *Bus) dismiss(r *reader) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	reg.n--
-	if r.revoked == nil {
+	if !r.named {
 		return
 	}
 	have := reg.of[r.identity]
@@ -76,9 +76,8 @@ func (b *Bus) revoke(who identity) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	for r := range reg.of[who] {
-		if !isClosed(r.revoked) {
-			close(r.revoked)
-		}
+		r.revoked.Store(true)
+		r.waiter.wake()
 	}
 }
 
@@ -127,7 +126,7 @@ func (b *Bus) watch() {
 	defer r.close()
 	close(b.watches)
 	for {
-		st, err := r.next(b.ctx, nil, false)
+		st, err := r.next(b.ctx, false)
 		if err != nil {
 			return
 		}

@@ -140,17 +140,22 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// drain refuses what begins from now on.
+// drain refuses what begins from now on, and wakes what waits.
 func (b *Bus) drain() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.drains {
-		return
+	first := !b.drains
+	if first {
+		b.drains = true
+		close(b.draining)
+		if b.inside == 0 {
+			close(b.empty)
+		}
 	}
-	b.drains = true
-	close(b.draining)
-	if b.inside == 0 {
-		close(b.empty)
+	b.mu.Unlock()
+	if first {
+		for _, t := range b.feed.tails(func(*tail) bool { return true }) {
+			t.show()
+		}
 	}
 }
 

@@ -104,20 +104,46 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 		return again.ValidUntil, err == nil && again.Identity == sub.Identity && sameChannels(channels, again.Channels)
 	}
 	streamHeader(w.Header())
-	control := http.NewResponseController(w)
+	out := deadlines{control: http.NewResponseController(w), timeout: b.options.writeTimeout, idle: r.ProtoMajor == 1}
+	defer out.clear()
 	for frame := range s.frames {
-		// Not every ResponseWriter has deadlines; then the server's own count.
-		_ = control.SetWriteDeadline(time.Now().Add(b.options.writeTimeout))
+		out.set()
 		if _, err := w.Write(frame); err != nil {
 			return
 		}
-		if err := control.Flush(); err != nil {
+		if err := out.control.Flush(); err != nil {
 			return
 		}
-		// On HTTP/2 a deadline that passes resets a stream that only idles.
-		_ = control.SetWriteDeadline(time.Time{})
+		if !out.idle {
+			out.clear()
+		}
 	}
 }
+
+// The deadlines of writes cut a client that does not read. Not every ResponseWriter has
+// them; then the server's own count.
+type deadlines struct {
+	control *http.ResponseController
+	timeout time.Duration
+	// idle says that one may pass while nothing is written. On HTTP/2 that resets the
+	// stream, so there each write has its own. On HTTP/1 one is good for several writes,
+	// each of which has the timeout and up to a quarter more: setting it costs as much as
+	// waking a reader.
+	idle bool
+	at   time.Time
+}
+
+func (d *deadlines) set() {
+	if now := time.Now(); !d.idle || d.at.Sub(now) < d.timeout {
+		d.at = now.Add(d.timeout)
+		if d.idle {
+			d.at = d.at.Add(d.timeout / 4)
+		}
+		_ = d.control.SetWriteDeadline(d.at)
+	}
+}
+
+func (d *deadlines) clear() { _ = d.control.SetWriteDeadline(time.Time{}) }
 
 // requestSize is what a client can make as long as it likes.
 func requestSize(r *http.Request) int {

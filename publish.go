@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -330,6 +331,7 @@ func (q *commitQueue) work(ctx context.Context) {
 			return
 		}
 		for {
+			runtime.Gosched()
 			batch := q.take()
 			if len(batch) == 0 {
 				break

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,9 +22,17 @@ type reader struct {
 	passed int // how often a lane has passed over one
 	seen   recent
 
-	counted  bool          // it was admitted
-	identity identity      // whose it is,
-	revoked  chan struct{} // closed when that one may read no more; nil without an identity
+	alarm    atomic.Bool // see ring
+	counted  bool        // it was admitted
+	named    bool        // under this identity,
+	identity identity
+	revoked  atomic.Bool // which may read no more
+}
+
+// ring makes next return, with a timeout if there is nothing else.
+func (r *reader) ring() {
+	r.alarm.Store(true)
+	r.waiter.wake()
 }
 
 // A lane is a reader's way through one channel.
@@ -118,13 +127,13 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
-	r := &reader{bus: b}
+	r := &reader{bus: b, waiter: newWaiter()}
 	if err := b.admit(r, sub.Identity); err != nil {
 		b.leave()
 		return nil, err
 	}
 	r.counted = true
-	if r.revoked != nil {
+	if r.named {
 		b.watchOnce.Do(func() { b.spawn(b.watch) })
 		if err := b.await(ctx, b.watches); err != nil {
 			r.close()
@@ -151,7 +160,7 @@ func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
 
 // newReader makes a reader of the bus's own, which no limit counts.
 func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
-	r := &reader{bus: b}
+	r := &reader{bus: b, waiter: newWaiter()}
 	if err := b.begin(ctx, r, sub); err != nil {
 		return nil, err
 	}
@@ -165,7 +174,7 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 			r.close()
 		}
 	}()
-	r.types, r.waiter = sub.Types, newWaiter()
+	r.types = sub.Types
 	var names []string
 	for _, c := range sub.Channels {
 		t := b.feed.acquire(c)
@@ -298,21 +307,26 @@ func (r *reader) close() {
 	}
 }
 
+// wakeOn makes the end of a context wake the reader. It must be called, once, before
+// next is called with that context.
+func (r *reader) wakeOn(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, r.waiter.wake)
+}
+
 // next gives the next step. It waits until there is one, the context or the bus
-// ends, or timeout has something. When the bus drains, it first gives what there
-// is, if drain says so.
-func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool) (step, error) {
+// ends, or ring is called. When the bus drains, it first gives what there is, if drain
+// says so.
+func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 	var retry backoff
 	for {
-		if err := context.Cause(ctx); err != nil {
+		draining := r.bus.isDraining()
+		if err := r.ended(ctx, draining && !drain); err != nil {
 			return step{}, err
 		}
-		draining := r.bus.isDraining()
-		if draining && !drain || r.bus.isClosed() {
-			return step{}, ErrClosed
-		}
-		if isClosed(r.revoked) {
-			return step{}, ErrRevoked
+		if draining {
+			for _, l := range r.lanes {
+				l.tail.show()
+			}
 		}
 		st, err := r.step(ctx)
 		switch {
@@ -322,24 +336,40 @@ func (r *reader) next(ctx context.Context, timeout <-chan time.Time, drain bool)
 			continue
 		case draining:
 			return step{}, ErrClosed
+		case r.alarm.Swap(false):
+			return step{timeout: true}, nil
+		case err == nil:
+			// A tail, ring, the context's end, Revoke and the bus's end all wake it. The
+			// last does that through the tails, which it may have gone past already.
+			if !r.bus.isDraining() {
+				<-r.waiter.woken
+			}
+			continue
 		}
-		var again <-chan time.Time
-		if err == errPending {
-			again = time.After(pendingPause)
-		} else if err != nil {
+		again := time.After(pendingPause)
+		if err != errPending {
 			r.bus.warn("reading a log failed; trying again", err)
 			again = retry.after()
 		}
 		select {
 		case <-r.waiter.woken:
 		case <-again:
-		case <-timeout:
-			return step{timeout: true}, nil
-		case <-ctx.Done():
-		case <-r.revoked:
 		case <-r.bus.draining:
 		}
 	}
+}
+
+// ended says why there is no more to come, if so.
+func (r *reader) ended(ctx context.Context, over bool) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case over || r.bus.isClosed():
+		return ErrClosed
+	case r.revoked.Load():
+		return ErrRevoked
+	}
+	return nil
 }
 
 // errPending is the step of a reader whose lanes wait for what a tail has yet to read.

@@ -30,7 +30,7 @@ type segment struct {
 // Segments begin small, since most channels are quiet, and double up to the most.
 const (
 	leastSegmentBytes = 4 << 10
-	mostSegmentBytes  = 64 << 10
+	mostSegmentBytes  = 256 << 10
 )
 
 // A view is a stretch of a segment that a reader may look at without a lock.

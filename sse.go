@@ -122,7 +122,7 @@ func (s *stream) frames(yield func(Frame) bool) {
 	}
 	written := time.Now()
 	checked := written
-	due := func() time.Duration { // until there is something to do without an event
+	due := func() time.Time { // when there is something to do without an event
 		at := written.Add(keepalive)
 		if s.check != nil && checked.Add(keepalive).Before(at) {
 			at = checked.Add(keepalive)
@@ -130,12 +130,14 @@ func (s *stream) frames(yield func(Frame) bool) {
 		if s.check != nil && !s.until.IsZero() && s.until.Before(at) {
 			at = s.until
 		}
-		return max(time.Until(at), time.Millisecond)
+		return at
 	}
-	timer := time.NewTimer(due())
+	defer r.wakeOn(s.ctx)()
+	// A frame moves what is due, but not the timer: that finds out when it fires.
+	timer := time.AfterFunc(time.Until(due()), r.ring)
 	defer timer.Stop()
 	for {
-		st, err := r.next(s.ctx, timer.C, false)
+		st, err := r.next(s.ctx, false)
 		if err != nil {
 			s.err = err
 			if err == ErrClosed {
@@ -160,10 +162,10 @@ func (s *stream) frames(yield func(Frame) bool) {
 			if !yield(frame) {
 				return
 			}
-			written = time.Now()
+			written = now
 		}
-		if st.timeout || len(frame) > 0 {
-			timer.Reset(due())
+		if st.timeout || checked == now {
+			timer.Reset(max(time.Until(due()), time.Millisecond))
 		}
 	}
 }

@@ -120,8 +120,9 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 			return
 		}
 		defer r.close()
+		defer r.wakeOn(ctx)()
 		for {
-			st, err := r.next(ctx, nil, true)
+			st, err := r.next(ctx, true)
 			if err != nil {
 				yield(Event{}, err)
 				return

@@ -41,6 +41,14 @@ type tail struct {
 	opened   chan struct{}
 	waiting  []*place // readers to wake when there is something new
 
+	// Readers are shown what there is in waves: what comes while the last wave is still
+	// being sent goes into the next, so that under load a reader sends many events with
+	// one Write.
+	shown uint64    // ordinal up to which readers may look
+	calm  time.Time // when the last wave is over, by estimate
+	surge bool      // wave is to come
+	wave  *time.Timer
+
 	// A tail in doubt takes nothing from the channel until it has been filled:
 	// what comes meanwhile is held back.
 	doubt     bool
@@ -79,6 +87,16 @@ const (
 	tailEvents   = 4096
 	tailBytes    = 2 << 20
 	heldEvents   = 512
+)
+
+// A wave takes about waveCost for each reader that it wakes. The more events come
+// meanwhile, the longer the pause to the next is, but waveMost at most; for less than
+// waveLeast, a timer is too coarse.
+const (
+	waveCost   = 10 * time.Microsecond
+	waveLeast  = time.Millisecond
+	waveEvents = 32
+	waveMost   = 50 * time.Millisecond
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
@@ -490,8 +508,10 @@ func (t *tail) look(p *place, from uint64) glance {
 			return g
 		}
 	}
-	if p.ord == t.next {
-		p.pos = t.last // the same place, or a fresher word for "no log yet"
+	if p.ord >= t.shown {
+		if p.ord == t.next {
+			p.pos = t.last // the same place, or a fresher word for "no log yet"
+		}
 		t.sleepLocked(p)
 		return g
 	}
@@ -501,6 +521,9 @@ func (t *tail) look(p *place, from uint64) glance {
 	}
 	s := t.segments[i]
 	g.view = s.from(int(p.ord - s.first))
+	if n := t.shown - p.ord; n < uint64(len(g.entries)) {
+		g.entries = g.entries[:n:n]
+	}
 	return g
 }
 
@@ -572,7 +595,39 @@ func (t *tail) sleepLocked(p *place) {
 	}
 }
 
+// wakeLocked shows readers what is new: at once, or when the last wave is over.
 func (t *tail) wakeLocked() {
+	wait := time.Duration(0)
+	if !t.calm.IsZero() {
+		wait = time.Until(t.calm)
+	}
+	switch {
+	case wait <= 0:
+		t.showLocked()
+	case t.wave == nil:
+		t.wave = time.AfterFunc(wait, t.show)
+	case !t.surge:
+		t.wave.Reset(wait)
+	}
+	t.surge = wait > 0
+}
+
+// show shows readers everything.
+func (t *tail) show() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.surge = false
+	t.showLocked()
+}
+
+func (t *tail) showLocked() {
+	if len(t.waiting) > 0 {
+		pause := time.Duration(len(t.waiting)) * time.Duration(min(t.next-t.shown, waveEvents)) * waveCost
+		if t.calm = (time.Time{}); pause >= waveLeast {
+			t.calm = time.Now().Add(min(pause, waveMost))
+		}
+	}
+	t.shown = t.next
 	for i, p := range t.waiting {
 		p.asleep = 0
 		p.waiter.wake()
