@@ -551,7 +551,7 @@ func TestPageGivesWhatFollowsUpToTheFirstHole(t *testing.T) {
 // TestHeldEventOfANewLog: the log is lost and begun anew while a read of the old one is
 // on its way. What came of the new one is no foreign event.
 func TestHeldEventOfANewLog(t *testing.T) {
-	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, func(error) {})
+	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, func(error) {}, nil)
 	page := func(now int64) *logPage {
 		return &logPage{now: now, last: Position{epoch: 1000, seq: 5}, first: Position{epoch: 1000, seq: 1}}
 	}
@@ -570,7 +570,7 @@ func TestHeldEventOfANewLog(t *testing.T) {
 }
 
 func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
-	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, nil)
+	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, nil, nil)
 	for i := range 600 {
 		ev := validEvent(t)
 		ev.Payload = []byte(`{"a":"` + strings.Repeat("x", 200<<10) + `"}`)
@@ -617,7 +617,7 @@ func TestLookUp(t *testing.T) {
 		"failed":  {nil, errPending, at(5, id), notYet},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tl := newTail(c, c.String(), 0, func(error) {})
+			tl := newTail(c, c.String(), 0, func(error) {}, nil)
 			tl.pages.taken = new(atomic.Int64)
 			reads := 0
 			tl.pages.read = func(_ readRequest, done func(*logPage, error)) {

@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
@@ -22,6 +23,7 @@ type tail struct {
 	name    string // as Redis knows it
 	age     time.Duration
 	onBad   func(error)  // told of what cannot be read
+	spawn   func(func()) // starts a goroutine
 	told    told         // which entries onBad was told of
 	pages   pages        // older entries, read from the log
 	reads   atomic.Int64 // how often it was filled
@@ -96,6 +98,7 @@ const (
 	waveCost   = 10 * time.Microsecond
 	waveLeast  = time.Millisecond
 	waveEvents = 32
+	waveSlice  = 128 // readers that are woken before others get a turn: publishers, say
 	waveMost   = 50 * time.Millisecond
 )
 
@@ -111,9 +114,9 @@ func (w *waiter) wake() {
 	}
 }
 
-func newTail(c Channel, name string, age time.Duration, onBad func(error)) *tail {
+func newTail(c Channel, name string, age time.Duration, onBad func(error), spawn func(func())) *tail {
 	return &tail{
-		channel: c, name: name, age: age, onBad: onBad,
+		channel: c, name: name, age: age, onBad: onBad, spawn: spawn,
 		enc:    newEncoder(c, name),
 		opened: make(chan struct{}),
 		doubt:  true, broken: true, since: time.Now(),
@@ -622,18 +625,36 @@ func (t *tail) show() {
 
 func (t *tail) showLocked() {
 	if len(t.waiting) > 0 {
-		pause := time.Duration(len(t.waiting)) * time.Duration(min(t.next-t.shown, waveEvents)) * waveCost
+		cost := time.Duration(len(t.waiting)) * waveCost
+		pause := min(cost*time.Duration(min(t.next-t.shown, waveEvents)), max(waveMost, 5*cost))
 		if t.calm = (time.Time{}); pause >= waveLeast {
-			t.calm = time.Now().Add(min(pause, waveMost))
+			t.calm = time.Now().Add(pause)
 		}
 	}
 	t.shown = t.next
-	for i, p := range t.waiting {
+	for _, p := range t.waiting {
 		p.asleep = 0
-		p.waiter.wake()
-		t.waiting[i] = nil
 	}
-	t.waiting = t.waiting[:0]
+	if len(t.waiting) <= waveSlice {
+		wakeAll(t.waiting)
+		clear(t.waiting)
+		t.waiting = t.waiting[:0]
+		return
+	}
+	waiting := t.waiting
+	t.waiting = make([]*place, 0, cap(waiting))
+	t.spawn(func() {
+		for slice := range slices.Chunk(waiting, waveSlice) {
+			wakeAll(slice)
+			runtime.Gosched()
+		}
+	})
+}
+
+func wakeAll(places []*place) {
+	for _, p := range places {
+		p.waiter.wake()
+	}
 }
 
 // forget takes a reader that goes away out of the list of those to be woken.

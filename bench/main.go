@@ -47,9 +47,9 @@ func command() error {
 			}
 			for _, name := range measured {
 				fmt.Fprintf(os.Stderr, "run %d of %d: %s %s          \r", n+1, *runs, w.name, name)
-				r := &run{contestant: name}
+				r := &run{contestant: name, options: w.options}
 				if *profile != "" {
-					r.options = []string{"cpuprofile=" + *profile}
+					r.options = append(slices.Clone(w.options), "cpuprofile="+*profile)
 				}
 				if err := r.measure(w); err != nil {
 					return fmt.Errorf("%s of %s: %w", w.name, name, err)
