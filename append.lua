@@ -51,6 +51,7 @@ end
 
 -- The epoch of the log as it is, nil when there is no log; or nil and an error.
 local function epochOf(log)
+  if redis.pcall('EXISTS', KEYS[log]) == 0 then return nil end
   local info = redis.pcall('XINFO', 'STREAM', KEYS[log])
   if info.err then
     if string.find(info.err, 'no such key', 1, true) then return nil end

@@ -560,7 +560,7 @@ func TestHeldEventOfANewLog(t *testing.T) {
 	asked := tl.want()
 	ev := validEvent(t)
 	ev.Position = Position{epoch: 2002, seq: 1}
-	tl.offer(ev, "", true)
+	tl.offer(ev, "", true, false)
 	require.False(t, tl.fill(asked, page(2001), true))
 	for _, s := range tl.segments {
 		for i := range s.entries {
@@ -575,7 +575,7 @@ func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
 		ev := validEvent(t)
 		ev.Payload = []byte(`{"a":"` + strings.Repeat("x", 200<<10) + `"}`)
 		ev.Position = Position{epoch: 5, seq: int64(i + 1)}
-		tl.offer(ev, "", true)
+		tl.offer(ev, "", true, false)
 	}
 	n := 0
 	for _, h := range tl.held {

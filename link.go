@@ -332,7 +332,7 @@ func (l *link) deliver(name, payload string) {
 	case t.channel.Kind() == AgentKind || t.channel.Kind() == UserKind:
 		noted = false
 	}
-	if !t.offer(ev, also, noted) {
+	if !t.offer(ev, also, noted, f.log.began(name, &ev)) {
 		f.want(true, t)
 	}
 }

@@ -50,7 +50,13 @@ type redisLog struct {
 
 	mu    sync.Mutex          // guards following
 	heads map[string]Position // the newest position known to be in a log, by channel name
+	// firsts are the ids of events that are being appended to logs of which no head is
+	// known: one of them may begin the log.
+	firsts map[first]int
 }
+
+// A first is an event on its way into a log that it may begin.
+type first struct{ name, id string }
 
 // maxHeads bounds the heads that are remembered; a forgotten one costs a look.
 const maxHeads = 16384
@@ -165,6 +171,33 @@ type appended struct {
 	sure  bool // the error, if any, says for certain that the log does not have it
 }
 
+// expect notes, or with -1 forgets, that a record may begin its log.
+func (l *redisLog) expect(r *record, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.firsts == nil {
+		l.firsts = make(map[first]int)
+	}
+	f := first{r.name, r.id}
+	if l.firsts[f] += n; l.firsts[f] == 0 {
+		delete(l.firsts, f)
+	}
+}
+
+// began tells whether this process has begun a log with the event. A message alone does
+// not prove that: somebody may pass on what was published elsewhere.
+func (l *redisLog) began(name string, ev *Event) bool {
+	if ev.Position.seq != 1 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if head := l.heads[name]; head.epoch == ev.Position.epoch && head.seq >= 1 {
+		return true
+	}
+	return l.firsts[first{name, ev.ID}] > 0
+}
+
 // A group is what one call appends to one log, in a row: records that are nothing but
 // appended; or a single one that needs more than that.
 type group struct {
@@ -218,6 +251,10 @@ func (l *redisLog) append(ctx context.Context, records []*record) []appended {
 		}
 		if r.look == 0 && !r.idempotent && r.since.IsZero() {
 			r.since = heads[log] // should this call have to be repeated
+		}
+		if heads[log].IsZero() {
+			l.expect(r, 1)
+			defer l.expect(r, -1) // by then the head is known
 		}
 		if !r.plain() || i > 0 && r.continues(records[i-1]) || i+1 < len(records) && records[i+1].continues(r) {
 			groups = append(groups, group{log, []int{i}, true})

@@ -124,9 +124,10 @@ func newTail(c Channel, name string, age time.Duration, onBad func(error), spawn
 }
 
 // offer takes what came on the channel, and where the feed saw it before; noted is
-// false when it may have been elsewhere, unseen. The answer is false when the event
-// does not follow what the tail has: then the tail is in doubt and wants to be filled.
-func (t *tail) offer(ev Event, also string, noted bool) bool {
+// false when it may have been elsewhere, unseen; began says that the log is known to
+// begin with it. The answer is false when the event does not follow what the tail has:
+// then the tail is in doubt and wants to be filled.
+func (t *tail) offer(ev Event, also string, noted, began bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if ev.Position.IsZero() {
@@ -144,8 +145,8 @@ func (t *tail) offer(ev Event, also string, noted bool) bool {
 		t.holdLocked(heldEvent{ev, also, noted})
 		return true // a fill is under way already
 	}
-	// Whether a log has begun, only the log can tell.
-	if noted && t.last.seq != noLog && ev.Position.follows(t.last) {
+	// Whether a log has begun, else only the log can tell.
+	if noted && (t.last.seq != noLog || began) && ev.Position.follows(t.last) {
 		t.addLocked(ev, also)
 		t.wakeLocked()
 		return true
