@@ -224,7 +224,7 @@ func (ev *Event) Validate() error {
 		}
 		// Readers take no JSON that nests deeper than encoding/json does, and the
 		// event is one level more.
-		if len(ev.Payload) >= 10_000 && !json.Valid(ev.appendJSON(nil)) {
+		if len(ev.Payload) >= 10_000 && !validJSON(ev.appendJSON(nil)) {
 			p.add("payload", "nests too deep")
 			return p.err()
 		}

@@ -669,3 +669,24 @@ func TestTimesAreWrittenAndReadAsByTime(t *testing.T) {
 		}
 	}
 }
+
+// FuzzValidJSON holds validJSON against encoding/json.
+func FuzzValidJSON(f *testing.F) {
+	for _, text := range []string{
+		"", " ", "null", "nul", "true ", "fals", "{}", "[]", "{]", "[1,2]", "[1,]", "[,1]", `{"a":1,"b":[{}]}`, `{"a" : 1 , "b":2}`, `{"a":1,}`, `{a:1}`, `{"a"1}`, `{"a":}`,
+		"0", "-0", "00", "-", "1.", ".1", "1.5e+10", "1e", "1E-", "1e5.5", "+1", "1 2", "\"", `"\u12"`, `"\u12ab"`, `"\u12AG"`, `"\x"`, `"\"`, `"a\\"`, "\"\x1f\"", "\"\x7f\xff\"", "[\n\t\r 1 ]", "\v1",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		require.Equal(t, json.Valid(text), validJSON(text), "%q", text)
+	})
+}
+
+func TestValidJSONNestsAsDeepAsEncodingJSON(t *testing.T) {
+	for _, depth := range []int{maxNesting - 1, maxNesting, maxNesting + 1} {
+		for _, text := range []string{strings.Repeat("[", depth) + strings.Repeat("]", depth), strings.Repeat(`{"a":`, depth) + "1" + strings.Repeat("}", depth)} {
+			require.Equal(t, json.Valid([]byte(text)), validJSON([]byte(text)), depth)
+		}
+	}
+}

@@ -472,7 +472,7 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 		return v.IsNil() || checkValue(v.Elem(), path, depth+1, report)
 	case reflect.Slice, reflect.Array:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
-			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !json.Valid(raw)) {
+			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !validJSON(raw)) {
 				report(path, "%s", errNotJSON)
 			}
 			return true
