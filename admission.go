@@ -97,7 +97,7 @@ type revocation struct {
 // Revoke ends every open subscription whose [Subscription].Identity this is, in all
 // processes on this Redis whose buses have the same prefix: iterators with [ErrRevoked],
 // streams of [Bus.Handler] between two frames. It does not keep anybody out: when the
-// client comes back, the function that authorises it is asked, and must refuse.
+// client comes back, authorize is called, and must refuse.
 //
 // In this process it takes effect at once, whatever it returns. An error, as of
 // [Bus.Publish], says that other processes may not know; their streams notice

@@ -5,9 +5,13 @@
 // # In short
 //
 //	bus, err := eventbus.New(rdb) // any redis.UniversalClient
+//
+//	// A service publishes:
 //	ev, err := eventbus.NewEvent(project, eventbus.Agent(agent),
 //		eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: "done"})
 //	err = bus.Publish(ctx, ev, eventbus.UserChannel(user)) // the project's channel, and this one
+//
+//	// Others, or other goroutines, listen from now on:
 //	for ev, err := range bus.Subscribe(ctx, eventbus.ProjectChannel(project)) { … }
 //	mux.Handle("GET /events", bus.Handler(authorize)) // Server-Sent Events
 //
@@ -42,14 +46,14 @@
 //     says which have it, and publishing the same event again is safe.
 //   - When subscribers cannot be kept fresh for the time of [WithFreshness],
 //     [Bus.Health] fails.
-//   - A slow subscriber delays no other, and its memory is bounded.
+//   - A slow subscriber holds up no other, and its memory is bounded.
 //   - The end of a context ends what was called with it at once; [Bus.Close] ends
 //     everything, also while Redis does not answer.
 //
 // Asynchronous replication in Redis can lose events that were acknowledged when a
 // replica takes over. Subscribers that had been given them are then told of a gap; for
-// one that was not so far yet, nothing is missing in the log that there is. Redis's own
-// means against it is min-replicas-to-write.
+// one that had not got that far, nothing is missing in the log that there is. Redis's own
+// remedy is min-replicas-to-write. RELIABILITY.md has this and the other limits.
 //
 // Events of foreign publishers, programs that only do a Redis PUBLISH with an event's
 // JSON, are delivered live. They are in no log: they have no position, are never

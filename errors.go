@@ -120,8 +120,7 @@ const (
 	LimitRequestSize = "request size"             // see [WithMaxRequestSize]
 )
 
-// A LimitError says that something new was refused because as much as the bus allows
-// is there. Trying again later may help, but not for a request that is too large.
+// A LimitError says that something new was refused because the bus is at its limit. Trying again later may help, but not for a request that is too large.
 type LimitError struct {
 	// Limit is one of the constants LimitSubscribers and so on.
 	Limit string

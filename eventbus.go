@@ -51,7 +51,8 @@ const checkTimeout = 10 * time.Second
 // New tries out whether the server can do what the bus needs. The error wraps
 // [ErrUnsupported], and says what to change, for a Redis before 7.0, a read-only
 // replica, or an ACL user without the permissions; [ErrUnavailable] when there was
-// no answer within 10s; otherwise it names the option that is wrong.
+// no answer within 10s; otherwise it names the option that is wrong, or says that the
+// client is nil.
 func New(client Client, opts ...Option) (*Bus, error) {
 	o := defaults()
 	for _, opt := range opts {
@@ -163,10 +164,10 @@ func (b *Bus) drain() {
 // publishes under way finish, iterators deliver what there is and end with
 // [ErrClosed], SSE streams end between frames after telling their clients to come
 // back, spread over some seconds. It waits for all of them, and closes the bus. When the
-// context ends first, it closes the bus at once and returns the context's error.
+// context ends first, it closes the bus at once and returns the context's cause.
 //
-// An [net/http.Server] waits for its open streams in its own Shutdown: shut the bus
-// down first, or register this with RegisterOnShutdown.
+// A [net/http.Server] waits for its open streams in its own Shutdown: shut the bus down
+// first.
 func (b *Bus) Shutdown(ctx context.Context) error {
 	b.drain()
 	var err error

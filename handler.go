@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// What the function that authorises a stream returns to refuse it for good: an
+// What authorize, given to [Bus.Handler], returns to refuse a stream for good: an
 // EventSource that gets another status than 200 does not come back. Wrapping them
 // is fine.
 var (
@@ -35,8 +35,8 @@ var (
 // other channels or another identity, the stream ends. [Bus.Revoke] ends it at once. Any other error is taken to be temporary.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
-//		user := session(r)
-//		if user == nil {
+//		user, err := session(r)
+//		if err != nil {
 //			return eventbus.Subscription{}, eventbus.ErrUnauthorized
 //		}
 //		return eventbus.Subscription{Channels: user.Channels(r.PathValue("project"))}, nil
@@ -98,7 +98,7 @@ func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http
 	s.check = func() (time.Time, bool) {
 		again, err := authorize(r)
 		if err != nil && !refusal(err) {
-			b.warn("authorising a stream failed; asking again", err)
+			b.warn("authorize failed; calling it again", err)
 			return time.Now().Add(b.options.keepalive), true
 		}
 		return again.ValidUntil, err == nil && again.Identity == sub.Identity && sameChannels(channels, again.Channels)

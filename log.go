@@ -653,8 +653,8 @@ func (l *redisLog) probe(ctx context.Context) error {
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
 		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XSETID, XRANGE, XREVRANGE, XINFO, EXISTS, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
-			"PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PING, on keys eventbus:* and on the channels"
-	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(text, "unknown command"):
+			"PUBLISH, SUBSCRIBE and UNSUBSCRIBE (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE) and PING, on keys eventbus:* and on the channels"
+	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "unknown redis command"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

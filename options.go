@@ -60,8 +60,9 @@ type Retention struct {
 }
 
 // WithPrefix puts text in front of every channel's name in Redis, so that
-// several buses can share one server. The default is none. Blanks, braces,
-// control characters and more than 64 bytes are an error of [New].
+// several buses can share one server; those without, or with the same, share all their
+// channels. The default is none. At most 64 printable ASCII characters without blanks,
+// braces and bars; anything else is an error of [New].
 func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
 
 // WithRetention sets what every log keeps, the kinds named in
@@ -92,18 +93,18 @@ func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribe
 
 // WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity
 // may be open in this process at once. One more gets a [*LimitError]; [Bus.Handler]
-// tells an EventSource to come back later, and other clients 429. The default is 100;
+// tells an EventSource to come back later, and answers other clients with 429. The default is 100;
 // less than 1 is an error of [New].
 func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
 
 // WithMaxRequestSize sets how many bytes the query and the header fields of a request to
-// [Bus.Handler] may have together. One with more gets status 431, before it is
-// authorised. The default is 16 KiB; less than 1 KiB is an error of [New]. What a
-// server reads at all, [net/http.Server] limits with MaxHeaderBytes.
+// [Bus.Handler] may have together. One with more gets status 431, before
+// authorize is called. The default is 16 KiB; less than 1 KiB is an error of [New]. What
+// is read at all, [net/http.Server] limits with MaxHeaderBytes.
 func WithMaxRequestSize(bytes int) Option { return func(o *options) { o.maxRequestSize = bytes } }
 
 // WithKeepalive sets how long an SSE stream may go without a write before it
-// gets one, and how often the function that authorises it is asked again. The
+// gets one, and how often authorize is called again. The
 // default is 15s, as the HTML standard advises (section 9.2.7, "Authoring
 // notes"); less than 10ms is an error of [New].
 func WithKeepalive(d time.Duration) Option { return func(o *options) { o.keepalive = d } }
@@ -113,8 +114,8 @@ func WithKeepalive(d time.Duration) Option { return func(o *options) { o.keepali
 func WithWriteTimeout(d time.Duration) Option { return func(o *options) { o.writeTimeout = d } }
 
 // WithRetry sets after what time the browsers of broken streams come back: each
-// is told a random one between d and 2d. On shutdown and on a soft refusal it is
-// up to 4d. The default is 2s; less than 1ms or more than 1h is an error of [New].
+// is told a random one between d and 2d; after a shutdown it is 0 to 4d, after a soft
+// refusal d to 4d. The default is 2s; less than 1ms or more than 1h is an error of [New].
 func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d } }
 
 // WithFreshness sets for how long the bus may be unable to keep subscribers

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// PublishOptions is what [Bus.PublishWith] takes beside the event. Zero is the
+// PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
 // same as [Bus.Publish] without channels.
 type PublishOptions struct {
 	// Channels get the event besides its project's channel. The same channel
@@ -41,8 +41,9 @@ type Receipt struct {
 //
 // A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
 // [*PublishError] says which logs have the event; publishing the same event again
-// is safe. It also tells that the context ended, which is honoured while a
-// command is on the wire. [ErrClosed] is returned on a closed bus. It is safe for
+// is safe. It also tells that the context ended, also while a command was on the wire;
+// of one that had ended before, the cause is returned, and nothing was sent.
+// [ErrClosed] is returned on a closed bus. It is safe for
 // concurrent use; the events of one goroutine keep their order.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
 	_, err := b.PublishWith(ctx, ev, PublishOptions{Channels: channels})

@@ -63,13 +63,15 @@ func appendRetry(b []byte, least, most time.Duration) []byte {
 }
 
 // SubscribeSSE walks the frames of an event stream, for those who write their
-// own handler, or an adapter for another framework than net/http; [Bus.Handler]
-// is made of it. Each frame is to be written and flushed before the next is asked
-// for, and is valid until then.
+// own handler, or an adapter for another framework than net/http. Each frame is to be
+// written and flushed before the next is asked for, and is valid until then. Unlike
+// [Bus.Handler], nothing here asks again who may read, and ValidUntil is not looked at:
+// end the context, or use [Bus.Revoke].
 //
 // The first frame has the retry time and the cursor at which the stream begins.
 // An event is a block with its cursor, type and JSON; a gap is an event
-// "stream.gap". When nothing was written for the keepalive time, a frame comes
+// "stream.gap", whose data is {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"},
+// with a [GapReason], and from "" where that is not known. When nothing was written for the keepalive time, a frame comes
 // with a comment, or with the cursor where it has moved meanwhile.
 //
 // Nothing happens before the range begins. The walk ends with an error, alone and

@@ -23,20 +23,21 @@ type Subscription struct {
 	// begins now; channels that it covers and the subscription does not have
 	// are ignored.
 	After Cursor
-	// Oldest begins with the oldest event of each log, when After is zero.
+	// Oldest begins with the oldest event of each log. It cannot be combined with After.
 	Oldest bool
 	// LastEventID resumes from what an SSE client sends: a cursor, the id of an
 	// event that is still in a log of one of the channels, or the position of one
 	// when there is one channel. Anything else is a gap with [GapUnknown] in every
-	// channel. It counts before After; [Bus.Handler] sets it from the request.
+	// channel. It takes precedence over After; [Bus.Handler] sets it from the request,
+	// where the header takes precedence over the query.
 	LastEventID string
 	// Identity says who reads, in whatever way the program tells its users apart.
 	// [WithMaxPerIdentity] limits how many subscriptions each may have open, and
 	// [Bus.Revoke] ends them. Without one, neither applies. At most 1,024 bytes; it
 	// leaves the process only as a SHA-256 hash.
 	Identity string
-	// ValidUntil is, for [Bus.Handler], the time at which the function that
-	// authorises the stream is asked again at the latest; zero means at keepalives.
+	// ValidUntil is, for [Bus.Handler], the time at which authorize is called
+	// again at the latest; zero means at keepalives.
 	ValidUntil time.Time
 }
 
