@@ -804,6 +804,8 @@ func TestForeignEventsAreNeverReplayed(t *testing.T) {
 		require.Eventually(t, func() bool { return rdb.PubSubNumSub(ctx, channel.String()).Val()[channel.String()] == 1 }, time.Minute, time.Millisecond)
 		require.Eventually(t, func() bool { foreign("0"); first.mu.Lock(); defer first.mu.Unlock(); return len(first.texts) > 0 },
 			time.Minute, 10*time.Millisecond) // it has begun
+		foreign("last")
+		first.until("the last of them", func(texts []string, _ []*eventbus.GapError) bool { return texts[len(texts)-1] == "last" })
 		sub := now(t, bus, channel)
 		second := follow(t, bus, sub)
 		require.Eventually(t, func() bool { return bus.Stats().Active == 2 }, time.Minute, time.Millisecond)

@@ -31,7 +31,6 @@ type page struct {
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
 	number uint64
-	joined bool          // somebody waits for it; guarded by the lock of the pages
 	done   chan struct{} // closed when the following are set
 	page   *page
 	err    error
@@ -147,27 +146,19 @@ func (p *page) at(pos Position) (Position, bool) {
 func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	own = ps.flight == nil
-	if own {
-		r := readRequest{name: t.name, from: pos, count: pageEvents + 1}
-		if !exact && pos.seq > 0 {
-			r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
-		}
-		ps.beginLocked(t, r)
+	if ps.flight != nil {
+		return ps.flight, false
 	}
-	ps.flight.joined = true
-	return ps.flight, own
-}
-
-// beginLocked begins a flight.
-func (ps *pages) beginLocked(t *tail, r readRequest) {
 	ps.flights++
-	f := &flight{number: ps.flights, done: make(chan struct{})}
+	f = &flight{number: ps.flights, done: make(chan struct{})}
 	ps.flight = f
+	r := readRequest{name: t.name, from: pos, count: pageEvents + 1}
+	if !exact && pos.seq > 0 {
+		r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
+	}
 	ps.read(r, func(lp *logPage, err error) {
 		var p *page
 		if err == nil {
-			ps.ahead(t, f, r, lp)
 			p = &page{logPage: lp, segment: t.encode(lp), used: time.Now()}
 			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))]) // what resume needs
 			for i := range lp.entries {
@@ -175,29 +166,13 @@ func (ps *pages) beginLocked(t *tail, r readRequest) {
 			}
 		}
 		ps.mu.Lock()
-		if f.page, f.err = p, err; err == nil {
+		if f.page, f.err, ps.flight = p, err, nil; err == nil {
 			ps.keepLocked(p)
-		}
-		if ps.flight == f {
-			ps.flight = nil
 		}
 		ps.mu.Unlock()
 		close(f.done)
 	})
-}
-
-// ahead begins the flight for the page behind one that has come, before that is encoded:
-// who reads a whole page wants the next, and Redis has nothing to do meanwhile.
-func (ps *pages) ahead(t *tail, f *flight, r readRequest, lp *logPage) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if !f.joined || ps.flight != f || len(lp.entries) < r.count {
-		return
-	}
-	r.from = lp.entries[len(lp.entries)-1].pos
-	if r.from.mark = 0; !r.from.same(lp.last) {
-		ps.beginLocked(t, r)
-	}
+	return f, true
 }
 
 // encode makes a segment of a page's entries, up to the first hole.
