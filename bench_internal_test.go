@@ -1,0 +1,192 @@
+package eventbus
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/syndarix/eventbus/internal/redistest"
+)
+
+var (
+	benchProject = uuid.MustParse("019abcde-0000-7000-8000-000000000001")
+	benchPayload = AgentMessagePayload{AgentInstanceID: uuid.MustParse("019abcde-0000-7000-8000-000000000002"), Message: "an event of about 400 bytes on the wire"}
+)
+
+func benchEvent(t testing.TB) Event {
+	ev, err := NewEvent(benchProject, Agent(benchPayload.AgentInstanceID), benchPayload)
+	require.NoError(t, err)
+	return ev
+}
+
+// benchTail is a tail with n events, none of which is shown yet.
+func benchTail(t testing.TB, n int) *tail {
+	c := ProjectChannel(benchProject)
+	tl := newTail(c, c.String(), time.Hour, func(error) {}, func(f func()) { go f() })
+	tl.doubt, tl.ready = false, true
+	ev := benchEvent(t)
+	for i := range n {
+		ev.Position = Position{epoch: 1_700_000_000_000, seq: int64(i + 1), mark: 1}
+		tl.addLocked(ev, "")
+	}
+	return tl
+}
+
+// A benchStream keeps up with a tail: each event is shown, wakes it, and is rendered.
+type benchStream struct {
+	tail   *tail
+	stream stream
+}
+
+func newBenchStream(tl *tail) *benchStream {
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: newWaiter(), key: newCursorKey([]string{tl.name})}
+	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: Position{epoch: 1_700_000_000_000, seq: 0}}}}
+	l := r.lanes[0]
+	l.place.attached, l.place.run, l.place.ord = true, tl.run, tl.first
+	return &benchStream{tl, stream{reader: r}}
+}
+
+func (s *benchStream) deliver(t testing.TB) {
+	ctx := context.Background()
+	s.tail.shown++
+	s.tail.mu.Lock()
+	for _, p := range s.tail.waiting {
+		p.asleep = 0
+	}
+	wakeAll(s.tail.waiting)
+	s.tail.waiting = s.tail.waiting[:0]
+	s.tail.mu.Unlock()
+	st, err := s.stream.reader.step(ctx)
+	if frame := s.stream.render(st); err != nil || len(frame) == 0 {
+		t.Fatal("nothing was delivered", err)
+	}
+	if st, _ := s.stream.reader.step(ctx); len(st.entries) > 0 {
+		t.Fatal("more was delivered than is shown")
+	}
+	select { // it sleeps, and has been woken
+	case <-s.stream.reader.waiter.woken:
+	default:
+	}
+}
+
+// TestDeliveryAllocatesNothing is about a stream that keeps up.
+func TestDeliveryAllocatesNothing(t *testing.T) {
+	s := newBenchStream(benchTail(t, 1100))
+	s.deliver(t) // makes what it keeps
+	require.Zero(t, testing.AllocsPerRun(1000, func() { s.deliver(t) }))
+}
+
+func BenchmarkDelivery(b *testing.B) {
+	b.ReportAllocs()
+	const events = tailEvents / 2
+	var s *benchStream
+	for n := 0; b.Loop(); n++ {
+		if n%events == 0 {
+			b.StopTimer()
+			s = newBenchStream(benchTail(b, events))
+			b.StartTimer()
+		}
+		s.deliver(b)
+	}
+}
+
+func BenchmarkNewEvent(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := NewEvent(benchProject, Agent(benchPayload.AgentInstanceID), benchPayload); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkValidate(b *testing.B) {
+	ev := benchEvent(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := ev.Validate(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	ev := benchEvent(b)
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = ev.appendJSON(buf[:0])
+	}
+	b.SetBytes(int64(len(buf)))
+}
+
+func BenchmarkDecode(b *testing.B) {
+	ev := benchEvent(b)
+	data := ev.appendJSON(nil)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := decode(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkFrame encodes an event for all streams of its channel.
+func BenchmarkFrame(b *testing.B) {
+	tl := benchTail(b, 0)
+	ev := benchEvent(b)
+	b.ReportAllocs()
+	for n := int64(1); b.Loop(); n++ {
+		ev.Position = Position{epoch: 1_700_000_000_000, seq: n, mark: 1}
+		tl.addLocked(ev, "")
+	}
+}
+
+// BenchmarkPage parses and encodes a page of a log.
+func BenchmarkPage(b *testing.B) {
+	tl, ev := benchTail(b, 0), benchEvent(b)
+	data := string(ev.appendJSON(nil))
+	reply := []any{"1700000001000", "1700000000000-1000", int64(1000), "1700000000000-1", ev.ID, ""}
+	for i := range pageEvents {
+		reply = append(reply, fmt.Sprintf("1700000000000-%d", i+1), data, "")
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		lp, err := parsePage(Position{}, reply)
+		if err != nil {
+			b.Fatal(err)
+		}
+		tl.encode(lp)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
+}
+
+// BenchmarkAppend appends events to one log in calls of 1 and 128, on a real Redis.
+func BenchmarkAppend(b *testing.B) {
+	for _, n := range []int{1, 128} {
+		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
+			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
+			defer rdb.Close()
+			l := &redisLog{client: rdb, heads: make(map[string]Position), retention: func(ChannelKind) Retention { return Retention{Events: 10_000, Age: time.Hour} }}
+			records := make([]*record, n)
+			for i := range records {
+				ev := benchEvent(b)
+				records[i] = &record{name: ProjectChannel(benchProject).String(), event: ev.appendJSON(nil), id: ev.ID}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, r := range l.append(context.Background(), records) {
+					if r.err != nil {
+						b.Fatal(r.err)
+					}
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
+		})
+	}
+}
