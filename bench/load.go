@@ -18,6 +18,7 @@ type load struct {
 	wg      sync.WaitGroup
 	end     atomic.Bool
 
+	began    time.Time    // when all streams had
 	ready    atomic.Int64 // clients that have something behind their header
 	received atomic.Int64 // records in all
 	closed   atomic.Int64 // connections that have ended
@@ -87,6 +88,8 @@ func connect(addr string, requests []request) (*load, error) {
 			return nil, fmt.Errorf("%d of %d streams began", l.ready.Load(), len(requests))
 		}
 	}
+	l.began = time.Now()
+	time.Sleep(100 * time.Millisecond) // go-sse answers before it subscribes
 	return l, nil
 }
 

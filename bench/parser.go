@@ -10,7 +10,7 @@ type parser struct {
 	left    int    // of the chunk
 	line    []byte // a header line, or a chunk's size, that has begun
 	status  int
-	body    bool // something has come behind the header
+	body    bool // something has come behind the header, and blank lines
 	carry   [recordLength]byte
 	carried int
 	headers int
@@ -84,7 +84,7 @@ func (p *parser) take(line []byte) {
 }
 
 func (p *parser) scan(b []byte, found func([]byte)) {
-	p.body = true
+	p.body = p.body || len(bytes.Trim(b, "\r\n")) > 0
 	if p.carried > 0 {
 		n := copy(p.carry[p.carried:], b)
 		p.carried += n

@@ -274,7 +274,6 @@ func replay(r *run) error {
 }
 
 func channels(r *run) error {
-	began := time.Now()
 	requests := make([]request, streams)
 	for i := range requests {
 		var err error
@@ -282,12 +281,12 @@ func channels(r *run) error {
 			return err
 		}
 	}
-	began = time.Now()
+	began := time.Now()
 	l, err := connect(r.server.addr, requests)
 	if err != nil {
 		return err
 	}
-	r.add("all subscribed", time.Since(began).Seconds(), "s")
+	r.add("all subscribed", l.began.Sub(began).Seconds(), "s")
 	if r.contestant != "limit" {
 		r.add("Pub/Sub connections", float64(r.redis.subscribers()), "")
 	}
