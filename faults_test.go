@@ -97,6 +97,31 @@ func (f *follower) until(what string, ok func(texts []string, gaps []*eventbus.G
 	}
 }
 
+// begun waits until foreign events arrive, which come only live, and gives how many
+// there were.
+func (f *follower) begun(rdb redis.UniversalClient, project uuid.UUID) (n int) {
+	f.t.Helper()
+	channel := eventbus.ProjectChannel(project).String()
+	send := func(what string) {
+		raw, err := message(f.t, project, what).MarshalJSON()
+		require.NoError(f.t, err)
+		require.NoError(f.t, rdb.Publish(deadline(f.t), channel, raw).Err())
+	}
+	require.Eventually(f.t, func() bool {
+		send("begun")
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.texts) > 0
+	}, time.Minute, 10*time.Millisecond)
+	last := uuid.NewString() // no more is on its way once it has come
+	send(last)
+	f.until("the last of them", func(texts []string, _ []*eventbus.GapError) bool { return texts[len(texts)-1] == last })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.texts[len(f.texts)-1] = "begun"
+	return len(f.texts)
+}
+
 func (f *follower) count(n int) {
 	f.t.Helper()
 	f.until(fmt.Sprint(n, " events"), func(texts []string, _ []*eventbus.GapError) bool { return len(texts) >= n })
@@ -801,11 +826,7 @@ func TestForeignEventsAreNeverReplayed(t *testing.T) {
 			require.NoError(t, rdb.Publish(ctx, channel.String(), raw).Err())
 		}
 		first := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{channel}})
-		require.Eventually(t, func() bool { return rdb.PubSubNumSub(ctx, channel.String()).Val()[channel.String()] == 1 }, time.Minute, time.Millisecond)
-		require.Eventually(t, func() bool { foreign("0"); first.mu.Lock(); defer first.mu.Unlock(); return len(first.texts) > 0 },
-			time.Minute, 10*time.Millisecond) // it has begun
-		foreign("last")
-		first.until("the last of them", func(texts []string, _ []*eventbus.GapError) bool { return texts[len(texts)-1] == "last" })
+		first.begun(rdb, project)
 		sub := now(t, bus, channel)
 		second := follow(t, bus, sub)
 		require.Eventually(t, func() bool { return bus.Stats().Active == 2 }, time.Minute, time.Millisecond)
