@@ -332,7 +332,10 @@ func (q *commitQueue) work(ctx context.Context) {
 			return
 		}
 		for {
-			runtime.Gosched()
+			for n := -1; n < q.length(); { // as long as it brings more
+				n = q.length()
+				runtime.Gosched()
+			}
 			batch := q.take()
 			if len(batch) == 0 {
 				break
@@ -340,6 +343,12 @@ func (q *commitQueue) work(ctx context.Context) {
 			q.call(ctx, batch)
 		}
 	}
+}
+
+func (q *commitQueue) length() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
 }
 
 // take gives what fits into one call.

@@ -52,26 +52,26 @@ end
 local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id, table.concat(ids, '\n')}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or string.match(from, '^%d+') ~= epoch or string.sub(from, -2) == '-0' then from = begin end
-local more = count > 0
+local n, more = #reply, count > 0
 while more do
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 32))
-  more = #page == 32
+  more = #page == 32 and count > 32
   for _, entry in ipairs(page) do
-    local event, also = '', ''
-    for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'event' then event = entry[2][i + 1] end
-      if entry[2][i] == 'also' then also = entry[2][i + 1] end
+    local fields = entry[2]
+    local event, also = fields[2], ''
+    if fields[1] ~= 'event' or #fields > 2 then
+      event = ''
+      for i = 1, #fields, 2 do
+        if fields[i] == 'event' then event = fields[i + 1] end
+        if fields[i] == 'also' then also = fields[i + 1] end
+      end
     end
-    if #reply > 6 then bytes = bytes - #event end
-    reply[#reply + 1] = entry[1]
-    reply[#reply + 1] = event
-    reply[#reply + 1] = also
-    count = count - 1
-    from = '(' .. entry[1]
-    if bytes <= 0 or count == 0 then
-      more = false
-      break
-    end
+    if n > 6 then bytes = bytes - #event end
+    reply[n + 1], reply[n + 2], reply[n + 3] = entry[1], event, also
+    n = n + 3
+    if bytes <= 0 then return reply end
   end
+  count = count - 32
+  if more then from = '(' .. reply[n - 2] end
 end
 return reply
