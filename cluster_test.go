@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
@@ -310,4 +313,34 @@ func TestResumeWithoutTheProjectInACluster(t *testing.T) {
 			break
 		}
 	}
+}
+
+// TestChannelsOfANodeShareARoundTrip publishes to many channels at once, on nodes that
+// have forgotten the script.
+func TestChannelsOfANodeShareARoundTrip(t *testing.T) {
+	c := redistest.StartCluster(t, 3, false)
+	rdb := c.Client(t)
+	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+		bus, ctx := newBus(t, rdb, mode...), deadline(t)
+		for _, s := range c.Masters {
+			require.NoError(t, s.Client(t).ScriptFlush(ctx).Err())
+		}
+		var sent, trips atomic.Int64
+		rdb.AddHook(countingHook{&sent, &trips})
+		projects := make([]uuid.UUID, 300)
+		var wg sync.WaitGroup
+		for i := range projects {
+			projects[i] = uuid.New()
+			wg.Go(func() {
+				for n := range 3 {
+					assert.NoError(t, bus.Publish(ctx, message(t, projects[i], fmt.Sprint(n))))
+				}
+			})
+		}
+		wg.Wait()
+		for _, p := range projects {
+			require.EqualValues(t, 3, rdb.XLen(ctx, logKey(eventbus.ProjectChannel(p))).Val())
+		}
+		require.Less(t, 2*trips.Load(), sent.Load(), "most calls have company")
+	})
 }

@@ -826,14 +826,15 @@ func TestOpenStreamsOutlastRedis(t *testing.T) {
 	require.Zero(t, bus.Stats().Gaps)
 }
 
-// A countingHook counts the commands that a client sends.
-type countingHook struct{ sent *atomic.Int64 }
+// A countingHook counts the commands that a client sends, and its round trips.
+type countingHook struct{ sent, trips *atomic.Int64 }
 
 func (h countingHook) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (h countingHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		h.sent.Add(1)
+		h.trips.Add(1)
 		return next(ctx, cmd)
 	}
 }
@@ -841,6 +842,7 @@ func (h countingHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func (h countingHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		h.sent.Add(int64(len(cmds)))
+		h.trips.Add(1)
 		return next(ctx, cmds)
 	}
 }
@@ -873,7 +875,7 @@ func FuzzLastEventID(f *testing.F) {
 	}
 	f.Cleanup(func() { _ = rdb.Close() })
 	var sent atomic.Int64
-	rdb.AddHook(countingHook{&sent})
+	rdb.AddHook(countingHook{&sent, new(atomic.Int64)})
 	bus := newBus(f, rdb, quiet(), eventbus.WithFreshness(time.Hour), eventbus.WithRetention(eventbus.Retention{Events: 50, Age: time.Hour}))
 	project := uuid.New()
 	channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.UserChannel(uuid.New())}

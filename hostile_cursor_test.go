@@ -427,7 +427,7 @@ func FuzzForgedCursor(f *testing.F) {
 	}
 	f.Cleanup(func() { _ = rdb.Close() })
 	var sent atomic.Int64
-	rdb.AddHook(countingHook{&sent})
+	rdb.AddHook(countingHook{&sent, new(atomic.Int64)})
 	h := newHostile(still(f, rdb), someChannels(2)...)
 	for i := range 8 {
 		h.happens(f, deadline(f), i)

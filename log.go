@@ -227,48 +227,54 @@ func (r *record) how(head Position) string {
 	return fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
 }
 
-// append runs one call for records whose logs may share one. It does not repeat
-// anything by itself.
-func (l *redisLog) append(ctx context.Context, records []*record) []appended {
+// An appendCall is one call of append.lua, for records whose logs may share one.
+type appendCall struct {
+	records []*record
+	keys    []string
+	heads   []Position // by log, before the call
+	groups  []group
+	args    []any
+	expects []*record // noted by expect
+}
+
+func (l *redisLog) newAppendCall(records []*record) *appendCall {
+	c := &appendCall{records: records, args: make([]any, 3, 3+6*len(records))}
 	index := make(map[string]int, 4)
-	var keys []string
-	var heads []Position
-	var plain, groups []group // plain has one for each log
-	args := make([]any, 3, 3+6*len(records))
+	var plain []group // one for each log
 	for i, r := range records {
 		log, ok := index[r.name]
 		if !ok {
-			log = len(keys)
+			log = len(c.keys)
 			index[r.name] = log
-			keys = append(keys, logKey(r.name))
-			heads = append(heads, l.head(r.name))
+			c.keys = append(c.keys, logKey(r.name))
+			c.heads = append(c.heads, l.head(r.name))
 			plain = append(plain, group{log: log})
 			keep, epoch := l.retention(r.kind), ""
-			if !heads[log].IsZero() {
-				epoch = strconv.FormatInt(heads[log].epoch, 10)
+			if !c.heads[log].IsZero() {
+				epoch = strconv.FormatInt(c.heads[log].epoch, 10)
 			}
-			args = append(args, r.name, keep.Events, keep.Age.Milliseconds(), epoch)
+			c.args = append(c.args, r.name, keep.Events, keep.Age.Milliseconds(), epoch)
 		}
 		if r.look == 0 && !r.idempotent && r.since.IsZero() {
-			r.since = heads[log] // should this call have to be repeated
+			r.since = c.heads[log] // should this call have to be repeated
 		}
-		if heads[log].IsZero() {
+		if c.heads[log].IsZero() {
 			l.expect(r, 1)
-			defer l.expect(r, -1) // by then the head is known
+			c.expects = append(c.expects, r)
 		}
 		if !r.plain() || i > 0 && r.continues(records[i-1]) || i+1 < len(records) && records[i+1].continues(r) {
-			groups = append(groups, group{log, []int{i}, true})
+			c.groups = append(c.groups, group{log, []int{i}, true})
 		} else {
 			plain[log].records = append(plain[log].records, i)
 		}
 	}
-	args[0], args[1], args[2] = len(keys), markerTTL.Milliseconds(), l.publish()
+	c.args[0], c.args[1], c.args[2] = len(c.keys), markerTTL.Milliseconds(), l.publish()
 	for _, g := range plain {
 		if len(g.records) > 0 {
-			groups = append(groups, g)
+			c.groups = append(c.groups, g)
 		}
 	}
-	for _, g := range groups {
+	for _, g := range c.groups {
 		if g.single {
 			i := g.records[0]
 			r := records[i]
@@ -276,19 +282,43 @@ func (l *redisLog) append(ctx context.Context, records []*record) []appended {
 			if i > 0 && r.continues(records[i-1]) {
 				event = nil
 			}
-			args = append(args, g.log+1, 0, event, r.how(heads[g.log])) // Lua counts from 1
+			c.args = append(c.args, g.log+1, 0, event, r.how(c.heads[g.log])) // Lua counts from 1
 			continue
 		}
-		args = append(args, g.log+1, len(g.records))
+		c.args = append(c.args, g.log+1, len(g.records))
 		for _, i := range g.records {
-			args = append(args, records[i].event)
+			c.args = append(c.args, records[i].event)
 		}
 	}
+	return c
+}
 
-	results := make([]appended, len(records))
-	reply, err := appendScript.runOnce(ctx, l.client, keys, args)
+// append makes calls in one round trip, each for records whose logs may share one, and
+// gives the results of each. It does not repeat anything by itself.
+func (l *redisLog) append(ctx context.Context, calls [][]*record) [][]appended {
+	made, scripts := make([]*appendCall, len(calls)), make([]scriptCall, len(calls))
+	for i, records := range calls {
+		made[i] = l.newAppendCall(records)
+		scripts[i] = scriptCall{made[i].keys, made[i].args}
+	}
+	results := make([][]appended, len(calls))
+	for i, cmd := range appendScript.runOnce(ctx, l.client, scripts) {
+		results[i] = l.settle(made[i], cmd)
+	}
+	return results
+}
+
+// settle gives what became of a call's records.
+func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
+	defer func() {
+		for _, r := range c.expects {
+			l.expect(r, -1) // by now the head is known
+		}
+	}()
+	results := make([]appended, len(c.records))
+	reply, err := cmd.Result()
 	replies, ok := reply.([]any)
-	if err == nil && (!ok || len(replies) != len(groups)) {
+	if err == nil && (!ok || len(replies) != len(c.groups)) {
 		err = fmt.Errorf("unexpected reply %T to append", reply)
 	}
 	if err != nil {
@@ -298,11 +328,11 @@ func (l *redisLog) append(ctx context.Context, records []*record) []appended {
 		}
 		return results
 	}
-	for n, g := range groups {
-		parseGroup(replies[n], g, records, results)
+	for n, g := range c.groups {
+		parseGroup(replies[n], g, c.records, results)
 		for _, i := range slices.Backward(g.records) {
 			if results[i].err == nil && !results[i].again {
-				l.saw(records[i].name, results[i].pos, heads[g.log])
+				l.saw(c.records[i].name, results[i].pos, c.heads[g.log])
 				break // what is before it is older
 			}
 		}

@@ -372,41 +372,38 @@ func (q *commitQueue) take() []*commit {
 	return batch
 }
 
-// call appends a batch: in one call, or in one for each channel, side by side,
-// where they cannot share one.
+// call appends a batch in one round trip, with a call for each channel where they cannot
+// share one.
 func (q *commitQueue) call(ctx context.Context, batch []*commit) {
-	all := make([]*record, 0, len(batch))
+	var parts [][]*commit // by call
+	index := make(map[string]int, 1)
 	for _, c := range batch {
-		for i := range c.records {
-			all = append(all, &c.records[i])
+		name := ""
+		if q.log.perChannel {
+			name = c.records[0].name // there is no other in it, then
+		}
+		i, ok := index[name]
+		if !ok {
+			i = len(parts)
+			index[name] = i
+			parts = append(parts, nil)
+		}
+		parts[i] = append(parts[i], c)
+	}
+	calls := make([][]*record, len(parts))
+	for i, commits := range parts {
+		for _, c := range commits {
+			for n := range c.records {
+				calls[i] = append(calls[i], &c.records[n])
+			}
 		}
 	}
-	results := make([]appended, len(all))
-	if !q.log.perChannel {
-		results = q.log.append(ctx, all)
-	} else {
-		byChannel := map[string][]int{}
-		for i := range all {
-			byChannel[all[i].name] = append(byChannel[all[i].name], i)
+	for i, results := range q.log.append(ctx, calls) {
+		for _, c := range parts[i] {
+			c.results = results[:len(c.records):len(c.records)]
+			results = results[len(c.records):]
+			close(c.done)
 		}
-		var wg sync.WaitGroup
-		for _, indexes := range byChannel {
-			wg.Go(func() {
-				part := make([]*record, len(indexes))
-				for n, i := range indexes {
-					part[n] = all[i]
-				}
-				for n, r := range q.log.append(ctx, part) {
-					results[indexes[n]] = r
-				}
-			})
-		}
-		wg.Wait()
-	}
-	for _, c := range batch {
-		c.results = results[:len(c.records):len(c.records)]
-		results = results[len(c.records):]
-		close(c.done)
 	}
 }
 

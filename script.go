@@ -66,15 +66,35 @@ type onceCmd struct{ *redis.Cmd }
 
 func (onceCmd) NoRetry() bool { return true }
 
-// runOnce calls the script at most once.
-func (s script) runOnce(ctx context.Context, client Client, keys []string, args []any) (any, error) {
-	cmd := onceCmd{s.cmd(ctx, false, keys, args)}
-	err := client.Process(ctx, cmd)
-	if isNoScript(err) { // so it did not run
-		cmd = onceCmd{s.cmd(ctx, true, keys, args)}
-		err = client.Process(ctx, cmd)
+// A scriptCall is what a script is called with.
+type scriptCall struct {
+	keys []string
+	args []any
+}
+
+// runOnce makes calls in one round trip, each at most once.
+func (s script) runOnce(ctx context.Context, client Client, calls []scriptCall) []*redis.Cmd {
+	cmds := make([]*redis.Cmd, len(calls))
+	for _, whole := range []bool{false, true} {
+		var pending []onceCmd
+		for i, c := range calls {
+			if whole && !isNoScript(cmds[i].Err()) {
+				continue // it may have run
+			}
+			cmds[i] = s.cmd(ctx, whole, c.keys, c.args)
+			pending = append(pending, onceCmd{cmds[i]})
+		}
+		if len(pending) == 1 {
+			pending[0].SetErr(client.Process(ctx, pending[0]))
+		} else if len(pending) > 1 {
+			pipe := client.Pipeline()
+			for _, cmd := range pending {
+				_ = pipe.Process(ctx, cmd) // only queues
+			}
+			_, _ = pipe.Exec(ctx) // each command has its own error
+		}
 	}
-	return cmd.Val(), err
+	return cmds
 }
 
 func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") }
