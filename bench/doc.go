@@ -1,6 +1,6 @@
 // Bench measures the event bus beside what its users would take instead, in one run:
 //
-//	go run . [-workloads W1,W3] [-contestants limit,ours] [-runs 3] [-json results.json]
+//	go run . [-workloads W1,W3] [-contestants limit,ours] [-runs 3] [-json results.json] [-profile name]
 //	go run . growth
 //
 // The command is the load: SSE clients on raw TCP connections, with a parser that costs

@@ -31,7 +31,7 @@ func command() error {
 	who := flag.String("contestants", strings.Join(names, ","), "those to measure")
 	runs := flag.Int("runs", 3, "how often; the medians are printed")
 	file := flag.String("json", "results.json", "where all figures go")
-	profile := flag.String("cpuprofile", "", "profile the server process, the last one that runs, into this file")
+	profile := flag.String("profile", "", "profile the server process, the last one that runs, into this and .cpu, and .heap")
 	flag.Parse()
 	rep := newReport()
 	for n := range *runs {
@@ -49,7 +49,7 @@ func command() error {
 				fmt.Fprintf(os.Stderr, "run %d of %d: %s %s          \r", n+1, *runs, w.name, name)
 				r := &run{contestant: name, options: w.options}
 				if *profile != "" {
-					r.options = append(slices.Clone(w.options), "cpuprofile="+*profile)
+					r.options = append(slices.Clone(w.options), "profile="+*profile)
 				}
 				if err := r.measure(w); err != nil {
 					return fmt.Errorf("%s of %s: %w", w.name, name, err)
@@ -63,7 +63,7 @@ func command() error {
 	if err := rep.write(*file); err != nil {
 		return err
 	}
-	if t := rep.tallies["ours"]; t != nil && t.Lost+t.Disordered > 0 {
+	if t := rep.Tallies["ours"]; t.Lost+t.Disordered > 0 {
 		return fmt.Errorf("ours has lost %d and brought %d twice or out of order", t.Lost, t.Disordered)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,18 +22,26 @@ type redisServer struct {
 	stop   func()
 }
 
-func startRedis(args ...string) (*redisServer, error) {
+func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
+func startRedis(args ...string) (*redisServer, error) {
+	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := net.JoinHostPort("127.0.0.1", port)
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, err
 	}
-	_, port, _ := net.SplitHostPort(addr)
 	cmd := exec.Command("redis-server", append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", dir,
 		"--save", "", "--appendonly", "no", "--maxclients", "12000"}, args...)...)
 	if err := cmd.Start(); err != nil {
@@ -55,6 +64,60 @@ func startRedis(args ...string) (*redisServer, error) {
 	return nil, errors.New("redis-server does not answer")
 }
 
+// startCluster starts masters that share the slots.
+func startCluster(masters int) (nodes []*redisServer, err error) {
+	defer func() {
+		if err != nil {
+			for _, n := range nodes {
+				n.stop()
+			}
+		}
+	}()
+	ctx := context.Background()
+	const slots = 16384
+	var bus string // port of the first node for other nodes
+	for i := range masters {
+		port, err := freePort()
+		if err != nil {
+			return nodes, err
+		}
+		node, err := startRedis("--cluster-enabled", "yes", "--cluster-port", port)
+		if err != nil {
+			return nodes, err
+		}
+		nodes = append(nodes, node)
+		if err := node.client.ClusterAddSlotsRange(ctx, i*slots/masters, (i+1)*slots/masters-1).Err(); err != nil {
+			return nodes, err
+		}
+		if i == 0 {
+			bus = port
+			continue
+		}
+		host, first, _ := net.SplitHostPort(nodes[0].addr)
+		// Nodes come to differ in their epochs by themselves, but slowly.
+		if err := node.client.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
+			return nodes, err
+		}
+		if err := node.client.Do(ctx, "CLUSTER", "MEET", host, first, bus).Err(); err != nil {
+			return nodes, err
+		}
+	}
+	for range 200 {
+		ready := 0
+		for _, n := range nodes {
+			info := n.client.ClusterInfo(ctx).Val()
+			if strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", masters)) {
+				ready++
+			}
+		}
+		if ready == masters {
+			return nodes, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return nodes, errors.New("the cluster does not come up")
+}
+
 // calls gives how many commands clients have sent, without those that set up connections,
 // and how many were run in all, by scripts too.
 func (s *redisServer) calls() (sent, run int) {
@@ -70,6 +133,20 @@ func (s *redisServer) calls() (sent, run int) {
 		}
 	}
 	return sent, run
+}
+
+// info gives a figure of INFO.
+func (s *redisServer) info(section, name string) (value float64) {
+	for line := range strings.Lines(s.client.Info(context.Background(), section).Val()) {
+		if n, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok && n == name {
+			value, _ = strconv.ParseFloat(v, 64)
+		}
+	}
+	return value
+}
+
+func (s *redisServer) cpu() (seconds float64) {
+	return s.info("cpu", "used_cpu_user") + s.info("cpu", "used_cpu_sys")
 }
 
 // subscribers counts connections that listen to channels.

@@ -11,9 +11,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 )
 
 // A report gathers the figures of all runs.
@@ -22,9 +23,7 @@ type report struct {
 	Machine  string            `json:"machine"`
 	Versions map[string]string `json:"versions"`
 	Rows     []*row            `json:"rows"`
-	Tallies  map[string]*tally `json:"tallies"` // by contestant, over everything
-
-	tallies map[string]*tally
+	Tallies  map[string]tally  `json:"tallies"` // by contestant, over everything
 }
 
 // A row is one figure, for each contestant that has it.
@@ -42,9 +41,8 @@ func newReport() *report {
 		Date:     time.Now().UTC().Format(time.DateTime),
 		Machine:  fmt.Sprintf("%d CPUs, %s/%s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH),
 		Versions: map[string]string{"go": runtime.Version()},
-		Tallies:  make(map[string]*tally),
+		Tallies:  make(map[string]tally),
 	}
-	rep.tallies = rep.Tallies
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if name, ok := strings.CutPrefix(line, "model name"); ok {
@@ -78,13 +76,10 @@ func (rep *report) add(w workload, r *run) {
 		}
 		rep.Rows[i].Values[r.contestant] = append(rep.Rows[i].Values[r.contestant], m.value)
 	}
-	t := rep.tallies[r.contestant]
-	if t == nil {
-		t = &tally{}
-		rep.tallies[r.contestant] = t
+	if r.contestant != benchmarkName {
+		t := rep.Tallies[r.contestant]
+		rep.Tallies[r.contestant] = tally{t.Lost + r.tally.Lost, t.Disordered + r.tally.Disordered}
 	}
-	t.Lost += r.tally.Lost
-	t.Disordered += r.tally.Disordered
 }
 
 func (x *row) median(contestant string) (float64, bool) {
@@ -105,20 +100,21 @@ func (x *row) best() (best float64, ok bool) {
 	return best, ok
 }
 
+// print writes medians as a table for each workload.
 func (rep *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, %s, %v\n", rep.Date, rep.Machine, rep.Versions)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	columns := append(slices.Clone(names), benchmarkName)
-	fmt.Fprintf(t, "\t%s\tours / limit\tours / best peer\t\n", strings.Join(columns, "\t"))
+	header := append(append([]string{""}, columns...), "ours / limit", "ours / best peer")
+	rows := [][]string{header}
 	last := ""
 	for _, x := range rep.sorted() {
 		if x.Workload != last {
-			fmt.Fprintf(t, "%s: %s\t\t\t\t\t\t\t\t\t\n", x.Workload, x.What)
+			rows = append(rows, []string{fmt.Sprintf("**%s: %s**", x.Workload, x.What)})
 			last = x.Workload
 		}
-		fmt.Fprintf(t, "%s, %s", x.Measure, cmp.Or(x.Unit, "number"))
+		cells := []string{fmt.Sprintf("%s, %s", x.Measure, cmp.Or(x.Unit, "number"))}
 		for _, name := range columns {
-			fmt.Fprintf(t, "\t%s", figure(x.median(name)))
+			cells = append(cells, figure(x.median(name)))
 		}
 		ours, has := x.median("ours")
 		limit, hasLimit := x.median("limit")
@@ -126,14 +122,49 @@ func (rep *report) print(w io.Writer) {
 			limit, hasLimit = x.median(benchmarkName)
 		}
 		best, hasBest := x.best()
-		fmt.Fprintf(t, "\t%s\t%s\t\n", ratio(ours, limit, has && hasLimit), ratio(ours, best, has && hasBest))
+		rows = append(rows, append(cells, ratio(ours, limit, has && hasLimit), ratio(ours, best, has && hasBest)))
 	}
+	lost, disordered := []string{"**lost, in all runs**"}, []string{"**twice or out of order**"}
 	for _, name := range columns {
-		if tally := rep.tallies[name]; tally != nil {
-			fmt.Fprintf(t, "%s: lost, twice or out of order\t%d\t%d\t\n", name, tally.Lost, tally.Disordered)
+		t, ok := rep.Tallies[name]
+		lost, disordered = append(lost, count(t.Lost, ok)), append(disordered, count(t.Disordered, ok))
+	}
+	printTable(w, append(rows, lost, disordered))
+}
+
+// printTable writes rows, the first of which is the header, as Markdown.
+func printTable(w io.Writer, rows [][]string) {
+	widths := make([]int, len(rows[0]))
+	for _, cells := range rows {
+		for i, c := range cells {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c))
 		}
 	}
-	_ = t.Flush()
+	for n, cells := range rows {
+		for i, width := range widths {
+			c := ""
+			if i < len(cells) {
+				c = cells[i]
+			}
+			pad := strings.Repeat(" ", width-utf8.RuneCountInString(c))
+			if i == 0 {
+				fmt.Fprintf(w, "| %s%s ", c, pad)
+			} else {
+				fmt.Fprintf(w, "| %s%s ", pad, c)
+			}
+		}
+		fmt.Fprintln(w, "|")
+		if n == 0 {
+			for i, width := range widths {
+				align := ":" // right
+				if i == 0 {
+					align = "-"
+				}
+				fmt.Fprintf(w, "|%s%s", strings.Repeat("-", width+1), align)
+			}
+			fmt.Fprintln(w, "|")
+		}
+	}
 }
 
 // sorted puts the rows of a workload together; contestants differ in those that they have.
@@ -155,6 +186,13 @@ func figure(v float64, ok bool) string {
 		return fmt.Sprintf("%.0f", v)
 	}
 	return fmt.Sprintf("%.3g", v)
+}
+
+func count(n int, ok bool) string {
+	if !ok {
+		return "-"
+	}
+	return strconv.Itoa(n)
 }
 
 func ratio(a, b float64, ok bool) string {

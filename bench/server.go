@@ -42,7 +42,7 @@ var names = []string{"limit", "ours", "centrifuge", "go-sse", "naive"}
 
 // An order is what the load asks of a server process; a line of JSON each way.
 type order struct {
-	Do         string // publish, usage, request
+	Do         string // publish, request, collect, usage
 	Publishers int
 	Events     int           // in all
 	For        time.Duration // instead of Events
@@ -67,8 +67,8 @@ type answer struct {
 // serve runs a contestant until its standard input ends.
 func serve(name, redis string, options map[string]string) error {
 	ctx := context.Background()
-	if file := options["cpuprofile"]; file != "" {
-		f, err := os.Create(file)
+	if base := options["profile"]; base != "" {
+		f, err := os.Create(base + ".cpu")
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,7 @@ func serve(name, redis string, options map[string]string) error {
 		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
 			return err
 		}
-		a, err := obey(ctx, c, o)
+		a, err := obey(ctx, c, o, options)
 		if err != nil {
 			a.Error = err.Error()
 		}
@@ -104,7 +104,7 @@ func serve(name, redis string, options map[string]string) error {
 	return nil
 }
 
-func obey(ctx context.Context, c contestant, o order) (answer, error) {
+func obey(ctx context.Context, c contestant, o order, options map[string]string) (answer, error) {
 	switch o.Do {
 	case "publish":
 		return publish(ctx, c, o)
@@ -116,6 +116,11 @@ func obey(ctx context.Context, c contestant, o order) (answer, error) {
 		debug.FreeOSMemory()
 		return answer{}, nil
 	case "usage":
+		if base := options["profile"]; base != "" {
+			if err := heapProfile(base + ".heap"); err != nil {
+				return answer{}, err
+			}
+		}
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 			return answer{}, err
@@ -124,6 +129,14 @@ func obey(ctx context.Context, c contestant, o order) (answer, error) {
 		return answer{CPU: float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9, RSS: rss}, err
 	}
 	return answer{}, fmt.Errorf("unknown order %q", o.Do)
+}
+
+func heapProfile(file string) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.WriteHeapProfile(f), f.Close())
 }
 
 func residentBytes() (int, error) {

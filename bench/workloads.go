@@ -82,7 +82,7 @@ func (r *run) cpu() (float64, error) {
 }
 
 func burst(r *run) error {
-	for _, n := range []int{4000, 1000} {
+	for _, n := range []int{100, 1000, 4000} {
 		l, err := r.connect(n, 1)
 		if err != nil {
 			return err
