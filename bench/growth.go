@@ -89,6 +89,7 @@ func growth() error {
 		if err := s.plot("plots"); err != nil {
 			return err
 		}
+		fmt.Fprintln(os.Stderr)
 		s.print(os.Stdout)
 	}
 	b, err := json.MarshalIndent(struct {
