@@ -133,12 +133,13 @@ func (b *Bus) watch() {
 		if st.gap != nil {
 			b.warn("revocations may have been missed; streams are asked again at their keepalive", st.gap)
 		}
-		for _, e := range st.entries {
+		for i := range st.entries {
+			e := &st.entries[i]
 			if e.event == nil {
 				continue
 			}
 			var rev revocation
-			hash, err := []byte(nil), json.Unmarshal(e.event.Payload, &rev)
+			hash, err := []byte(nil), json.Unmarshal(st.event(e).Payload, &rev)
 			if err == nil {
 				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
 			}

@@ -140,21 +140,25 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	channel := ProjectChannel(uuid.New())
 	enc := newEncoder(channel, channel.String())
-	s := &segment{buf: make([]byte, 0, 1500)}
+	s := &segment{}
 	var events []Event
-	for i := 1; ; i++ {
+	var early view // of what was there before the segment had to move
+	for i := 1; s.takes(len(`{"a":1}`)); i++ {
 		ev := validEvent(t)
 		if i%2 == 1 { // the others are foreign
 			ev.Position = Position{epoch: 7, seq: int64(i)}
 		}
-		if !enc.add(s, ev, Position{epoch: 7, seq: int64(i)}, "") {
-			break
-		}
+		enc.add(s, ev, Position{epoch: 7, seq: int64(i)}, "")
 		events = append(events, ev)
+		if i == 2 {
+			early = s.from(0)
+		}
 	}
-	require.Greater(t, len(events), 1)
-	require.LessOrEqual(t, len(s.buf), 1500)
+	require.LessOrEqual(t, len(events), mostSegmentEntries)
+	require.LessOrEqual(t, cap(s.buf), mostSegmentBytes)
+	require.Greater(t, len(s.buf), 2*leastSegmentBytes)
 	v := s.from(0)
+	require.Equal(t, string(v.frames(0, 2)), string(early.frames(0, 2)))
 	for i, e := range v.entries {
 		frame := string(v.frames(i, i+1))
 		want := fmt.Sprintf("event: agent.message\ndata: %s\n\n", events[i].appendWire(nil))
@@ -163,15 +167,19 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 			want = "id: " + e.event.Cursor.String() + "\n" + want
 		}
 		require.Equal(t, want, frame)
-		require.Equal(t, string(events[i].Payload), string(e.event.Payload))
+		require.Equal(t, string(events[i].Payload), string(v.event(&e).Payload))
 		require.Equal(t, channel, e.event.Channel)
 	}
 	require.Equal(t, string(s.buf), string(v.frames(0, len(v.entries))))
 
 	big := validEvent(t)
-	big.Payload = json.RawMessage(`{"a":"` + strings.Repeat("x", 100_000) + `"}`)
-	require.False(t, enc.add(s, big, Position{epoch: 7, seq: 99}, ""))
-	require.True(t, enc.add(&segment{buf: make([]byte, 0, 10)}, big, Position{epoch: 7, seq: 99}, ""), "an empty segment always has room")
+	big.Payload = json.RawMessage(`{"a":"` + strings.Repeat("x", mostSegmentBytes) + `"}`)
+	require.False(t, s.takes(len(big.Payload)))
+	s = &segment{}
+	require.True(t, s.takes(len(big.Payload)), "an empty segment takes any event")
+	enc.add(s, big, Position{epoch: 7, seq: 99}, "")
+	require.False(t, s.takes(0))
+	require.Equal(t, string(big.Payload), string(s.from(0).event(&s.entries[0]).Payload))
 }
 
 const someEvent = "550e8400-e29b-41d4-a716-446655440000"

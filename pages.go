@@ -190,11 +190,7 @@ func (t *tail) encode(lp *logPage) *segment {
 			break
 		}
 		took.add(e.pos)
-		for !enc.addLogged(s, e, func(err error) { took.bad = append(took.bad, badEntry{e.pos.seq, err}) }) {
-			// Normalised, an event can be longer than it was. Nobody has seen the
-			// segment yet, so it may move.
-			s.buf = slices.Grow(s.buf, 2*cap(s.buf))
-		}
+		enc.addLogged(s, e, func(err error) { took.bad = append(took.bad, badEntry{e.pos.seq, err}) })
 	}
 	t.told.tell(took, t.onBad)
 	return s

@@ -5,12 +5,12 @@ import "slices"
 // An entry is one event as its tail, or a page of its log, holds it.
 type entry struct {
 	pos   Position // where a reader stands who has taken it
-	event *Event   // nil for a log entry that could not be read: it is passed over
+	event *Event   // without its payload; nil for a log entry that could not be read: it is passed over
 	also  string   // where the event was appended before, as in append.lua
 
-	// The frame of the event is buf[start:end] of its segment, and what follows
-	// its id field begins at body.
-	start, body, end int
+	// The frame of the event is buf[start:end] of its segment. What follows its id
+	// field begins at body, and within that its payload.
+	start, body, payload, payloadEnd, end int
 }
 
 // foreign tells whether the event is in no log.
@@ -19,19 +19,30 @@ func (e *entry) foreign() bool { return e.event != nil && e.event.Position.IsZer
 // A segment is a run of consecutive entries of one channel. Their frames, as a
 // subscription to that one channel sends them, lie one behind the other in
 // memory, so that any stretch of them is one Write. It only grows: what a view
-// has shown does not change and does not move.
+// has shown does not change, though the segment may go on in a copy of it.
 type segment struct {
 	first   uint64   // ordinal of entries[0] in its tail
 	before  Position // where a reader stands who has taken none of it
 	entries []entry
-	buf     []byte // never grows beyond its capacity
+	buf     []byte
 }
 
-// Segments begin small, since most channels are quiet, and double up to the most.
+// The buffer of a segment begins small, since most channels are quiet, and doubles. A
+// tail begins a new segment where one has so many bytes or entries.
 const (
-	leastSegmentBytes = 4 << 10
-	mostSegmentBytes  = 256 << 10
+	leastSegmentBytes  = 4 << 10
+	mostSegmentBytes   = 256 << 10
+	mostSegmentEntries = tailEvents / 8 // what is passed over takes no bytes
 )
+
+// frameBytes is more than hardly any frame has besides its payload.
+const frameBytes = 768
+
+// takes tells whether another event with so much payload belongs in the segment.
+func (s *segment) takes(payload int) bool {
+	return len(s.entries) < mostSegmentEntries &&
+		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
+}
 
 // A view is a stretch of a segment that a reader may look at without a lock.
 type view struct {
@@ -44,6 +55,13 @@ func (s *segment) from(i int) view {
 	return view{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
+// event gives an event with its payload, which is everybody's.
+func (v view) event(e *entry) Event {
+	ev := *e.event
+	ev.Payload = v.buf[e.payload:e.payloadEnd:e.payloadEnd]
+	return ev
+}
+
 // frames are the frames of the entries i to j, exclusive.
 func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entries[j-1].end] }
 
@@ -52,40 +70,29 @@ func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entrie
 type encoder struct {
 	channel Channel
 	key     cursorKey
-	scratch []byte
 }
 
 func newEncoder(c Channel, name string) encoder {
 	return encoder{channel: c, key: newCursorKey([]string{name})}
 }
 
-// add appends an event behind position pos to the segment, or tells that it
-// has no room for it. In an empty segment, there always is.
-func (enc *encoder) add(s *segment, ev Event, pos Position, also string) bool {
+// add appends an event behind position pos to the segment.
+func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
+	if n := len(ev.Payload) + frameBytes; n > cap(s.buf)-len(s.buf) {
+		s.buf = slices.Grow(s.buf, max(n, cap(s.buf), leastSegmentBytes))
+	}
 	ev.Channel = enc.channel
-	b := enc.scratch[:0]
+	e := entry{pos: pos, event: &ev, also: also, start: len(s.buf)}
 	if !ev.Position.IsZero() {
 		cursor := enc.key.append(nil, func(int) Position { return pos })
 		ev.Cursor = Cursor{string(cursor)}
-		b = appendIDField(b, ev.Cursor)
+		s.buf = appendIDField(s.buf, ev.Cursor)
 	}
-	body := len(b)
-	b, payload := appendBody(b, &ev)
-	enc.scratch = b
-	if len(s.buf)+len(b) > cap(s.buf) {
-		if len(s.buf) > 0 {
-			return false
-		}
-		s.buf = make([]byte, 0, max(len(b), cap(s.buf)))
-	}
-	start := len(s.buf)
-	s.buf = append(s.buf, b...)
-	ev.Payload = s.buf[start+payload : start+payload+len(ev.Payload) : start+payload+len(ev.Payload)]
-	s.entries = append(s.entries, entry{
-		pos: pos, event: &ev, also: also,
-		start: start, body: start + body, end: len(s.buf),
-	})
-	return true
+	e.body = len(s.buf)
+	s.buf, e.payload = appendBody(s.buf, &ev)
+	e.payloadEnd, e.end = e.payload+len(ev.Payload), len(s.buf)
+	ev.Payload = nil
+	s.entries = append(s.entries, e)
 }
 
 // skip appends an entry for something in the log that is no event.
@@ -103,13 +110,13 @@ func decode(data []byte) (Event, error) {
 }
 
 // addLogged appends an entry of the log.
-func (enc *encoder) addLogged(s *segment, e logEntry, onBad func(error)) bool {
+func (enc *encoder) addLogged(s *segment, e logEntry, onBad func(error)) {
 	ev, err := decode(e.event)
 	if err != nil {
 		onBad(err)
 		enc.skip(s, e.pos)
-		return true
+		return
 	}
 	ev.Position = e.pos
-	return enc.add(s, ev, e.pos, e.also)
+	enc.add(s, ev, e.pos, e.also)
 }

@@ -11,5 +11,5 @@ func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
 	enc := newEncoder(c, c.String())
 	s := &segment{}
 	enc.add(s, ev, pos, "")
-	return s.buf, *s.entries[0].event, nil
+	return s.buf, s.from(0).event(&s.entries[0]), nil
 }

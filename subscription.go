@@ -138,8 +138,8 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 				if !wanted {
 					continue
 				}
-				ev := *e.event
-				ev.Payload = bytes.Clone(ev.Payload) // the original is everybody's
+				ev := st.event(e)
+				ev.Payload = bytes.Clone(ev.Payload)
 				if len(r.lanes) > 1 || e.foreign() {
 					ev.Cursor = r.cursor()
 				}

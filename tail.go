@@ -356,7 +356,7 @@ func (t *tail) addLoggedLocked(e logEntry) {
 	ev, err := decode(e.event)
 	if err != nil {
 		t.took.bad = append(t.took.bad, badEntry{e.pos.seq, err})
-		t.enc.skip(t.roomLocked(), e.pos)
+		t.enc.skip(t.roomLocked(0), e.pos)
 		t.last = e.pos
 		t.next++
 		t.trimLocked()
@@ -372,31 +372,21 @@ func (t *tail) addLocked(ev Event, also string) {
 		pos = t.last
 		t.foreign++
 	}
-	s := t.roomLocked()
+	s := t.roomLocked(len(ev.Payload))
 	before := len(s.buf)
-	if !t.enc.add(s, ev, pos, also) {
-		s = t.growLocked(cap(s.buf) * 2)
-		before = 0
-		t.enc.add(s, ev, pos, also)
-	}
+	t.enc.add(s, ev, pos, also)
 	t.bytes += len(s.buf) - before
 	t.last = pos
 	t.next++
 	t.trimLocked()
 }
 
-// roomLocked is the newest segment, or a new one where that has enough entries:
-// what is passed over takes no bytes.
-func (t *tail) roomLocked() *segment {
-	n := len(t.segments)
-	if n == 0 || len(t.segments[n-1].entries) >= tailEvents/8 {
-		return t.growLocked(leastSegmentBytes)
+// roomLocked is the segment for another event with so much payload.
+func (t *tail) roomLocked(payload int) *segment {
+	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
+		return t.segments[n-1]
 	}
-	return t.segments[n-1]
-}
-
-func (t *tail) growLocked(bytes int) *segment {
-	s := &segment{first: t.next, before: t.last, buf: make([]byte, 0, min(max(bytes, leastSegmentBytes), mostSegmentBytes))}
+	s := &segment{first: t.next, before: t.last}
 	t.segments = append(t.segments, s)
 	return s
 }
