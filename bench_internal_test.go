@@ -24,7 +24,7 @@ func benchEvent(t testing.TB) Event {
 	return ev
 }
 
-// benchTail is a tail with n events, none of which is shown yet.
+// benchTail is a tail with n events.
 func benchTail(t testing.TB, n int) *tail {
 	c := ProjectChannel(benchProject)
 	tl := newTail(c, c.String(), time.Hour, func(error) {}, func(f func()) { go f() })
@@ -48,13 +48,14 @@ func newBenchStream(tl *tail) *benchStream {
 	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: Position{epoch: 1_700_000_000_000, seq: 0}}}}
 	l := r.lanes[0]
 	l.place.attached, l.place.run, l.place.ord = true, tl.run, tl.first
+	l.place.wave, l.place.upto = tl.wave, tl.first
 	return &benchStream{tl, stream{reader: r}}
 }
 
 func (s *benchStream) deliver(t testing.TB) {
 	ctx := context.Background()
-	s.tail.shown++
 	s.tail.mu.Lock()
+	s.stream.reader.lanes[0].place.upto++
 	for _, p := range s.tail.waiting {
 		p.asleep = 0
 	}

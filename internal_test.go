@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -697,4 +698,82 @@ func TestValidJSONNestsAsDeepAsEncodingJSON(t *testing.T) {
 			require.Equal(t, json.Valid([]byte(text)), validJSON([]byte(text)), depth)
 		}
 	}
+}
+
+// TestWaves: what comes while readers are being served waits until they have been, but who
+// comes late gets all that there is.
+func TestWaves(t *testing.T) {
+	const readers = 200
+	const cost = readers * waveCost
+	run := func(name string, test func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				tl := benchTail(t, 1)
+				places := make([]place, readers)
+				for i := range places {
+					places[i] = place{waiter: newWaiter(), pos: tl.last}
+				}
+				publish := func() {
+					ev := validEvent(t)
+					ev.Position = Position{epoch: tl.last.epoch, seq: tl.last.seq + 1}
+					require.True(t, tl.offer(ev, "", true, false))
+				}
+				visit := func(from, to, want int) {
+					for i := from; i < to; i++ {
+						g := tl.look(&places[i], 0)
+						require.Len(t, g.entries, want, i)
+						if want > 0 {
+							places[i].advance(g.entries)
+							require.Empty(t, tl.look(&places[i], 0).entries)
+						}
+					}
+				}
+				woken := func() (n int) {
+					synctest.Wait()
+					for i := range places {
+						select {
+						case <-places[i].waiter.woken:
+							n++
+						default:
+						}
+					}
+					return n
+				}
+				tl.show()
+				visit(0, readers, 0)
+				publish()
+				time.Sleep(time.Millisecond) // the wave is made in slices
+				require.Equal(t, readers, woken(), "nothing waits when little happens")
+				visit(0, 1, 1)
+				publish()
+				publish()
+				visit(0, 1, 0)
+				test(t, tl, publish, visit, woken)
+			})
+		})
+	}
+	run("over", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
+		visit(1, readers-readers/8, 3)
+		require.Zero(t, woken())
+		time.Sleep(cost)
+		require.Equal(t, readers-readers/8, woken(), "the estimate has passed, and most are back")
+		visit(0, 1, 2)
+	})
+	run("takes longer", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
+		time.Sleep(2 * cost)
+		visit(1, readers-readers/8-1, 3)
+		require.Zero(t, woken())
+		visit(readers-readers/8-1, readers-readers/8, 3)
+		time.Sleep(time.Millisecond)
+		require.Equal(t, readers-readers/8, woken(), "when most are back")
+		visit(0, 1, 2)
+	})
+	run("does not come back", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
+		time.Sleep((waveSlack - 1) * cost)
+		require.Zero(t, woken())
+		time.Sleep(cost)
+		require.Equal(t, 1, woken(), "who is back does not wait for ever")
+		visit(0, 1, 2)
+		visit(1, readers, 3)
+	})
 }

@@ -43,13 +43,15 @@ type tail struct {
 	opened   chan struct{}
 	waiting  []*place // readers to wake when there is something new
 
-	// Readers are shown what there is in waves: what comes while the last wave is still
-	// being sent goes into the next, so that under load a reader sends many events with
-	// one Write.
-	shown uint64    // ordinal up to which readers may look
-	calm  time.Time // when the last wave is over, by estimate
-	surge bool      // wave is to come
-	wave  *time.Timer
+	// Readers are woken in waves: what comes while the last wave is still being sent goes
+	// into the next, so that under load a reader sends many events with one Write.
+	wave   uint64    // number of the last wave
+	shown  uint64    // ordinal of what came after it began
+	calm   time.Time // it is over, by estimate,
+	quorum int       // if so many readers have come back,
+	latest time.Time // or at this time
+	surge  bool      // another wave is to come
+	timer  *time.Timer
 
 	// A tail in doubt takes nothing from the channel until it has been filled:
 	// what comes meanwhile is held back.
@@ -91,15 +93,18 @@ const (
 	heldEvents   = 512
 )
 
-// A wave takes about waveCost for each reader that it wakes. The more events come
-// meanwhile, the longer the pause to the next is, but waveMost at most; for less than
-// waveLeast, a timer is too coarse.
+// A wave takes about waveCost for each reader that it wakes, and is over when 7 of 8 are
+// back; or after waveSlack times that, since some may do something else. The more events
+// come meanwhile, the longer the pause to the next is, but waveMost at most; for less
+// than waveLeast, a timer is too coarse.
 const (
 	waveCost   = 10 * time.Microsecond
+	waveSlack  = 10
 	waveLeast  = time.Millisecond
+	waveFew    = 64 // readers that are woken at once; of more, only so many
+	waveSlice  = 16 // before others get a turn
+	waveMost   = 100 * time.Millisecond
 	waveEvents = 32
-	waveSlice  = 128 // readers that are woken before others get a turn: publishers, say
-	waveMost   = 50 * time.Millisecond
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
@@ -462,6 +467,9 @@ type place struct {
 	atEnd             bool
 	tailRun, tailNext uint64
 
+	wave uint64 // the last in which the reader was given something,
+	upto uint64 // up to this ordinal
+
 	waiter *waiter // woken when the tail has something new
 	asleep int     // 1 + index in tail.waiting, 0 for not in it; guarded by the tail's lock
 }
@@ -502,7 +510,10 @@ func (t *tail) look(p *place, from uint64) glance {
 			return g
 		}
 	}
-	if p.ord >= t.shown {
+	if p.wave != t.wave { // the later it comes in a wave, the more it gets
+		p.wave, p.upto = t.wave, t.next
+	}
+	if p.ord >= p.upto {
 		if p.ord == t.next {
 			p.pos = t.last // the same place, or a fresher word for "no log yet"
 		}
@@ -515,7 +526,7 @@ func (t *tail) look(p *place, from uint64) glance {
 	}
 	s := t.segments[i]
 	g.view = s.from(int(p.ord - s.first))
-	if n := t.shown - p.ord; n < uint64(len(g.entries)) {
+	if n := p.upto - p.ord; n < uint64(len(g.entries)) {
 		g.entries = g.entries[:n:n]
 	}
 	return g
@@ -586,47 +597,83 @@ func (t *tail) sleepLocked(p *place) {
 	if p.asleep == 0 {
 		t.waiting = append(t.waiting, p)
 		p.asleep = len(t.waiting)
+		if t.surge && len(t.waiting) >= t.quorum && t.overLocked() {
+			t.showLocked()
+		}
 	}
 }
 
 // wakeLocked shows readers what is new: at once, or when the last wave is over.
 func (t *tail) wakeLocked() {
-	wait := time.Duration(0)
-	if !t.calm.IsZero() {
-		wait = time.Until(t.calm)
-	}
-	switch {
-	case wait <= 0:
+	if t.overLocked() {
 		t.showLocked()
-	case t.wave == nil:
-		t.wave = time.AfterFunc(wait, t.show)
-	case !t.surge:
-		t.wave.Reset(wait)
+	} else if !t.surge {
+		t.surge = true
+		t.tickLocked(t.calm)
 	}
-	t.surge = wait > 0
+}
+
+// overLocked tells whether the last wave is over.
+func (t *tail) overLocked() bool {
+	if t.calm.IsZero() {
+		return true
+	}
+	now := time.Now()
+	return !now.Before(t.calm) && (len(t.waiting) >= t.quorum || !now.Before(t.latest))
+}
+
+// surging tells whether another wave is to come.
+func (t *tail) surging() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.surge
+}
+
+// tickLocked makes a wave come at this time, if the last one is over by then.
+func (t *tail) tickLocked(at time.Time) {
+	if t.timer == nil {
+		t.timer = time.AfterFunc(time.Until(at), t.tick)
+	} else {
+		t.timer.Reset(time.Until(at))
+	}
+}
+
+func (t *tail) tick() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case !t.surge:
+	case t.overLocked():
+		t.showLocked()
+	default:
+		t.tickLocked(t.latest)
+	}
 }
 
 // show shows readers everything.
 func (t *tail) show() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.surge = false
 	t.showLocked()
 }
 
 func (t *tail) showLocked() {
+	t.surge = false
+	t.wave++
 	if len(t.waiting) > 0 {
 		cost := time.Duration(len(t.waiting)) * waveCost
-		pause := min(cost*time.Duration(min(t.next-t.shown, waveEvents)), max(waveMost, 5*cost))
+		pause := min(cost*time.Duration(min(t.next-t.shown, waveEvents)), waveMost)
 		if t.calm = (time.Time{}); pause >= waveLeast {
-			t.calm = time.Now().Add(pause)
+			now := time.Now()
+			t.calm, t.latest = now.Add(pause), now.Add(max(pause, waveSlack*cost))
+			t.quorum = len(t.waiting) - len(t.waiting)/8
 		}
 	}
 	t.shown = t.next
 	for _, p := range t.waiting {
 		p.asleep = 0
 	}
-	if len(t.waiting) <= waveSlice {
+	if len(t.waiting) <= waveFew {
 		wakeAll(t.waiting)
 		clear(t.waiting)
 		t.waiting = t.waiting[:0]
@@ -638,6 +685,12 @@ func (t *tail) showLocked() {
 		for slice := range slices.Chunk(waiting, waveSlice) {
 			wakeAll(slice)
 			runtime.Gosched()
+			if t.surging() {
+				// While there is somebody to run, the scheduler does not look at the network, and
+				// what comes from there could not join this wave. A longer sleep would be a
+				// millisecond, where there is nobody.
+				time.Sleep(time.Microsecond)
+			}
 		}
 	})
 }
