@@ -201,7 +201,7 @@ func idle(r *run) error {
 	if r.contestant != "ours" {
 		return nil
 	}
-	const seconds = 30 // two rounds of keepalives
+	const seconds = 15 // one round of keepalives
 	time.Sleep(seconds * time.Second)
 	late, err := r.server.do(order{Do: "usage"})
 	if err != nil {
