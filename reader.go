@@ -434,6 +434,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 			return nil, nil
 		}
 		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
+		l.place.anyway = err != nil
 		if err != nil {
 			return nil, err
 		}

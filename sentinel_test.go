@@ -75,8 +75,8 @@ type seen struct {
 }
 
 // A witness reads in the background and keeps everything in order, gaps in their
-// places. One that hops ends its subscription after some events, and resumes from its
-// last cursor on the next bus.
+// places. One that hops ends its subscription after some events, and at a gap, and resumes
+// from its last cursor on the next bus.
 type witness struct {
 	stop context.CancelFunc
 	done chan struct{}
@@ -110,7 +110,7 @@ func watch(t testing.TB, sub eventbus.Subscription, hop int, buses ...*eventbus.
 				w.mu.Lock()
 				w.what = append(w.what, s)
 				w.mu.Unlock()
-				if left--; left == 0 {
+				if left--; left == 0 || hop > 0 && s.gap != nil {
 					break
 				}
 			}

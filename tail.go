@@ -58,6 +58,7 @@ type tail struct {
 	doubt     bool
 	since     time.Time // when the doubt began
 	broken    bool      // the doubt came from the connection, not from an event
+	unsure    bool      // and the log was not read since: another server may have another
 	held      []heldEvent
 	heldBytes int
 	overflow  bool // more came than can be held
@@ -170,6 +171,8 @@ func (t *tail) question() {
 	defer t.mu.Unlock()
 	t.doubtLocked(true)
 	t.due = Position{}
+	t.unsure = true
+	t.pages.clear()
 }
 
 // overdue tells whether the channel has not brought, since then, what it should have.
@@ -226,6 +229,7 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 }
 
 func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool {
+	t.unsure = false
 	next, run := t.next, t.run
 	defer func() {
 		if t.next != next || t.run != run {
@@ -456,6 +460,7 @@ func (t *tail) compare(pos Position) (found, same bool, end Position) {
 // rest saves the search, and covers foreign events, which have no position.
 type place struct {
 	pos      Position
+	anyway   bool   // the log cannot be read: take what the tail has, even if it is unsure
 	attached bool   // the following are of use
 	run      uint64 // the tail's, when it attached
 	rewinds  uint64 // likewise
@@ -557,7 +562,7 @@ func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 			}
 		}
 	}
-	if ord < from {
+	if ord < from || ord < t.next && t.unsure && !p.anyway {
 		return false, false
 	}
 	skipped = foreign > p.foreign
