@@ -891,3 +891,28 @@ func TestDeletedEntriesAreAGap(t *testing.T) {
 		f.exactly([]string{"0", "1", "2", "3", "6", "7", "10"}, 2)
 	})
 }
+
+// TestResumeWhileRedisIsAway: what the tail still has is given, though the log would be
+// asked first.
+func TestResumeWhileRedisIsAway(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	bus, ctx, project := newBus(t, server.Client(t), quiet(), eventbus.WithFreshness(time.Second)), deadline(t), uuid.New()
+	require.NoError(t, bus.Publish(ctx, message(t, project, "before")))
+	channels := []eventbus.Channel{eventbus.ProjectChannel(project)}
+	first := follow(t, bus, eventbus.Subscription{Channels: channels, Oldest: true}) // keeps the tail
+	first.count(1)
+	sub := now(t, bus, channels...)
+	for i := range 5 {
+		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i))))
+	}
+	first.count(6)
+	server.Kill()
+	eventually(t, "Health sees it", func() bool { return errors.Is(bus.Health(), eventbus.ErrUnavailable) })
+	second := follow(t, bus, sub)
+	second.count(5)
+	server.Restart(t)
+	eventually(t, "Health is green", func() bool { return bus.Health() == nil })
+	require.NoError(t, bus.Publish(ctx, message(t, project, "5")))
+	second.count(6)
+	second.exactly(countTo(0, 6), 0)
+}
