@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -65,25 +66,31 @@ func executable(t testing.TB) string {
 // given are the ports that freePort has given: a server may take a while to listen.
 var given struct {
 	sync.Mutex
-	ports []string
+	ports []int
 }
 
+// freePort gives a port from below those that a system gives to outgoing connections: one
+// of these could have it before the server does, or while it is down. A random one, since
+// tests of other packages run at the same time.
 func freePort(t testing.TB) string {
 	t.Helper()
 	given.Lock()
 	defer given.Unlock()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	var err error
+	for range 1000 {
+		port := 10_000 + rand.IntN(20_000)
+		if slices.Contains(given.ports, port) {
+			continue
 		}
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		_ = l.Close()
-		if !slices.Contains(given.ports, port) {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			_ = l.Close()
 			given.ports = append(given.ports, port)
-			return port
+			return strconv.Itoa(port)
 		}
 	}
+	t.Fatal(err)
+	return ""
 }
 
 // Restart runs the process, on the port that it had, and waits until it serves.
@@ -249,7 +256,8 @@ func StartCluster(t testing.TB, masters int, replicas bool) *Cluster {
 	for _, s := range nodes {
 		rdb := s.Client(t)
 		wait(t, "the nodes to know each other", func(ctx context.Context) bool {
-			return strings.Count(rdb.ClusterNodes(ctx).Val(), "connected") == n
+			nodes := rdb.ClusterNodes(ctx).Val() // under names that do not last, in a handshake
+			return strings.Count(nodes, " connected") == n && !strings.Contains(nodes, "handshake")
 		})
 	}
 	for i, s := range c.Replicas {
