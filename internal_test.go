@@ -578,6 +578,27 @@ func TestHeldEventOfANewLog(t *testing.T) {
 	}
 }
 
+// TestHeldEventOfALostLog: what the channel still brings of a log that is lost is in the gap
+// that readers are told of. Some have read it in that log: it must not come again.
+func TestHeldEventOfALostLog(t *testing.T) {
+	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, func(error) {}, nil)
+	before := Position{epoch: 1000, seq: 5}
+	require.True(t, tl.fill(tl.want(), &logPage{now: 2000, last: before, first: Position{epoch: 1000, seq: 1}}, true))
+	offer := func(seq int64) {
+		ev := validEvent(t)
+		ev.Position = Position{epoch: before.epoch, seq: seq}
+		tl.offer(ev, "", true, false)
+	}
+	lost := &logPage{now: 3000, last: Position{epoch: 2500, seq: 1}, first: Position{epoch: 2500, seq: 1}}
+	tl.question()
+	offer(6)
+	require.True(t, tl.fill(tl.want(), lost, true))
+	offer(7) // it comes late
+	require.True(t, tl.fill(tl.want(), lost, true))
+	require.Empty(t, tl.segments)
+	require.Equal(t, lost.last, tl.last)
+}
+
 func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
 	tl := newTail(ProjectChannel(uuid.New()), "p", time.Hour, nil, nil)
 	for i := range 600 {

@@ -36,6 +36,7 @@ type tail struct {
 	foreign  uint64     // how many foreign events the tail has had
 	bytes    int        // of all segments
 	last     Position   // the tail is complete up to here
+	former   int64      // epoch of the log before this one, if that was lost
 	expires  int64      // Redis time at which the log is dropped if nothing follows last, 0 unknown
 	ready    bool       // last is known
 	took     taking     // what a fill has read, to be told when the lock is free
@@ -237,14 +238,16 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool
 			} else if ev.Position.seq > t.last.seq {
 				whole = false // the log has it, if anything
 			}
-		case i < t.asked:
+		case i >= t.asked:
+			t.holdLocked(ev) // the log may have begun since it was read
+			whole = false
+		case ev.Position.epoch == t.former:
+			// It was in the log that is lost: in the gap that readers are told of.
+		default:
 			// It claims a place in another log than this channel has: somebody
 			// passes on an event that was published elsewhere.
 			ev.Position = Position{}
 			t.addLocked(ev.Event, "")
-		default:
-			t.holdLocked(ev) // the log may have begun since it was read
-			whole = false
 		}
 	}
 	if whole {
@@ -292,7 +295,11 @@ func (t *tail) restartLocked(page *logPage) {
 	t.segments, t.first, t.bytes = nil, t.next, 0
 	t.run++
 	t.pages.clear()
-	t.last = page.head()
+	head := page.head()
+	if t.last.seq != noLog && t.last.epoch != head.epoch {
+		t.former = t.last.epoch
+	}
+	t.last = head
 }
 
 // forkedLocked tells whether the log has other events than the tail under the same
