@@ -35,12 +35,11 @@ type appended struct {
 	sure  bool // the error, if any, says for certain that the log does not have it
 }
 
-// A group is what one call appends to one log, in a row: records that are nothing but
-// appended; or a single one that needs more than that.
+// A group has one reply: the records of a log that are nothing but appended, in a row; or a
+// single one that needs more than that.
 type group struct {
 	log     int // index of its log in the call
 	records []int
-	single  bool
 }
 
 // plain tells whether a record is only to be appended.
@@ -75,9 +74,10 @@ type appendCall struct {
 }
 
 func (l *redisLog) newAppendCall(records []*record) *appendCall {
-	c := &appendCall{records: records, args: make([]any, 3, 3+6*len(records))}
+	c := &appendCall{records: records}
 	index := make(map[string]int, 4)
-	var plain []group // one for each log
+	plain, firsts := make([]group, 0, 4), make([]*record, 0, 4) // by log
+	var others []group
 	for i, r := range records {
 		log, ok := index[r.name]
 		if !ok {
@@ -85,12 +85,7 @@ func (l *redisLog) newAppendCall(records []*record) *appendCall {
 			index[r.name] = log
 			c.keys = append(c.keys, logKey(r.name))
 			c.heads = append(c.heads, l.head(r.name))
-			plain = append(plain, group{log: log})
-			keep, epoch := l.retention(r.kind), ""
-			if !c.heads[log].IsZero() {
-				epoch = strconv.FormatInt(c.heads[log].epoch, 10)
-			}
-			c.args = append(c.args, r.name, keep.Events, keep.Age.Milliseconds(), epoch)
+			plain, firsts = append(plain, group{log: log}), append(firsts, r)
 		}
 		if r.look == 0 && !r.idempotent && r.since.IsZero() {
 			r.since = c.heads[log] // should this call have to be repeated
@@ -100,33 +95,36 @@ func (l *redisLog) newAppendCall(records []*record) *appendCall {
 			c.expects = append(c.expects, r)
 		}
 		if !r.plain() || i > 0 && r.continues(records[i-1]) || i+1 < len(records) && records[i+1].continues(r) {
-			c.groups = append(c.groups, group{log, []int{i}, true})
+			others = append(others, group{log, []int{i}})
 		} else {
 			plain[log].records = append(plain[log].records, i)
 		}
 	}
-	c.args[0], c.args[1], c.args[2] = len(c.keys), markerTTL.Milliseconds(), l.publish()
-	for _, g := range plain {
+	c.args = make([]any, 0, 2+5*len(plain)+len(records)+2*len(others))
+	c.args = append(c.args, markerTTL.Milliseconds(), l.publish())
+	for log, g := range plain {
+		keep, epoch := l.retention(firsts[log].kind), ""
+		if !c.heads[log].IsZero() {
+			epoch = strconv.FormatInt(c.heads[log].epoch, 10)
+		}
+		c.args = append(c.args, firsts[log].name, keep.Events, keep.Age.Milliseconds(), epoch, len(g.records))
+		for _, i := range g.records {
+			c.args = append(c.args, records[i].event)
+		}
 		if len(g.records) > 0 {
 			c.groups = append(c.groups, g)
 		}
 	}
-	for _, g := range c.groups {
-		if g.single {
-			i := g.records[0]
-			r := records[i]
-			event := r.event
-			if i > 0 && r.continues(records[i-1]) {
-				event = nil
-			}
-			c.args = append(c.args, g.log+1, 0, event, r.how(c.heads[g.log])) // Lua counts from 1
-			continue
+	for _, g := range others {
+		i := g.records[0]
+		r := records[i]
+		event := r.event
+		if i > 0 && r.continues(records[i-1]) {
+			event = nil
 		}
-		c.args = append(c.args, g.log+1, len(g.records))
-		for _, i := range g.records {
-			c.args = append(c.args, records[i].event)
-		}
+		c.args = append(c.args, g.log+1, event, r.how(c.heads[g.log])) // Lua counts from 1
 	}
+	c.groups = append(c.groups, others...)
 	return c
 }
 

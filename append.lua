@@ -5,54 +5,98 @@
 --       while the ids of events that were published again or with Idempotent, and a flag
 --       that says so. They are not declared: while a cluster moves a slot, a script with
 --       several keys does not run when one of them is not there.
--- ARGV  [1] number of logs  [2] lifetime of a marker in ms
---       [3] the command that publishes: PUBLISH or SPUBLISH
+-- ARGV  [1] lifetime of a marker in ms  [2] the command that publishes: PUBLISH or SPUBLISH
 --       for each log:   channel, number of events to keep (0: all),
 --                       lifetime after the last append in ms (0: for ever),
---                       epoch that the caller saw last ('': none)
---       then groups:    number of a log, n, and
---          n > 0: that many events, each as its JSON without cursor
---          n = 0: one event, '' for the same as before, and how: '' or
---                 'id|look|since|marker|also' with
+--                       epoch that the caller saw last ('': none),
+--                       n, and that many events, each as its JSON without cursor
+--       then events that need more than that: number of a log, event, '' for the same as
+--       before, and how: '' or 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
 --          marker  1 to leave a marker, or ''
 --          also    where an earlier call has appended the event, or ''
 --       Markers are looked at for every event: it may be a first attempt that comes
 --       late, when the event was published again already.
---       An event that goes to several logs comes in as many groups, one behind the
+--       An event that goes to several logs comes as many times, one behind the
 --       other; every entry but the first notes in its field 'also' where those
 --       before it are: '<channel>@<position>', with blanks between.
--- reply for each group a string: '+<position>' appended, and for n events that those
---       behind the first have the numbers behind it; '=<position>' was there already;
---       '~<error>' appended but then something failed; '!<error>' not appended. Where the
---       events of a group fare differently, a list of these.
+-- reply for each log with n > 0, then for each of the other events, a string:
+--       '+<position>' appended, and for n events that those behind the first have the
+--       numbers behind it; '=<position>' was there already; '~<error>' appended but then
+--       something failed (of n events: of any); '!<error>' not appended. Where n events
+--       fare differently, a list of these.
 -- Nothing here raises an error once something may be written: the caller takes one
 -- for "it did not run".
-local logs, markerTTL, publish = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local channels, keeps, epochs, touched, marked, readonly = {}, {}, {}, {}, {}, nil
+local pcall, sub, publish = redis.pcall, string.sub, ARGV[2]
+local replies, left, a = {}, nil, 3
 
-local function lifetime(log) return ARGV[6 + (log - 1) * 4] end
+-- The short way, for logs that are as the caller knows them. It makes nothing that it does
+-- not need: half of what an event costs Redis is the script, not the commands.
+for log = 1, #KEYS do
+  local key, channel, keep, life, epoch, n = KEYS[log], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
+  a = a + 5
+  if n > 0 then
+    local reply, done, stale
+    if epoch ~= '' and pcall('EXISTS', 'eventbus:id:{' .. channel .. '}:') == 0 then
+      local id = epoch .. '-*'
+      for i = 1, n do
+        local event, at = ARGV[a + i - 1], nil
+        if i == n and keep ~= '0' then
+          at = pcall('XADD', key, 'NOMKSTREAM', 'MAXLEN', '~', keep, id, 'event', event)
+        else
+          at = pcall('XADD', key, 'NOMKSTREAM', id, 'event', event)
+        end
+        if type(at) ~= 'string' then break end
+        if i == 1 then
+          if sub(at, -2) == '-0' then stale = at break end
+          reply = '+' .. at
+        end
+        local rung = pcall(publish, channel, sub(event, 1, -2) .. ',"cursor":"' .. at .. '"}')
+        if type(rung) == 'table' then reply = '~' .. rung.err end
+        done = i
+      end
+    end
+    if done then
+      local set
+      if life == '0' then set = pcall('PERSIST', key) else set = pcall('PEXPIRE', key, life) end
+      if type(set) == 'table' then reply = '~' .. set.err end
+    end
+    replies[#replies + 1] = reply or ''
+    if done ~= n then
+      left = left or {}
+      left[#left + 1] = {log = log, reply = #replies, at = a, n = n, done = done or 0, stale = stale}
+    end
+  end
+  a = a + n
+end
+if not left and a > #ARGV then return replies end
+
+-- The long way, for what is left.
+local channels, keeps, lives, epochs, marked, touched, logOf, readonly = {}, {}, {}, {}, {}, {}, {}, nil
 local function marker(log, id) return 'eventbus:id:{' .. channels[log] .. '}:' .. id end
-for log = 1, logs do
-  local at = 4 + (log - 1) * 4
-  channels[log], keeps[log] = ARGV[at], ARGV[at + 1]
-  if keeps[log] == '0' then keeps[log] = '9007199254740991' end
-  if ARGV[at + 3] ~= '' then epochs[log] = ARGV[at + 3] end
-  marked[log] = redis.pcall('EXISTS', marker(log, '')) == 1
+do
+  local at = 3
+  for log = 1, #KEYS do
+    channels[log], keeps[log], lives[log] = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    if keeps[log] == '0' then keeps[log] = '9007199254740991' end
+    if ARGV[at + 3] ~= '' then epochs[log] = ARGV[at + 3] end
+    marked[log] = pcall('EXISTS', marker(log, '')) == 1
+    at = at + 5 + tonumber(ARGV[at + 4])
+  end
 end
 
 local function xadd(log, id, event, also)
   if also == '' then
-    return redis.pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event)
+    return pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event)
   end
-  return redis.pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event, 'also', also)
+  return pcall('XADD', KEYS[log], 'NOMKSTREAM', 'MAXLEN', '~', keeps[log], id, 'event', event, 'also', also)
 end
 
 -- The epoch of the log as it is, nil when there is no log; or nil and an error.
 local function epochOf(log)
-  if redis.pcall('EXISTS', KEYS[log]) == 0 then return nil end
-  local info = redis.pcall('XINFO', 'STREAM', KEYS[log])
+  if pcall('EXISTS', KEYS[log]) == 0 then return nil end
+  local info = pcall('XINFO', 'STREAM', KEYS[log])
   if info.err then
     if string.find(info.err, 'no such key', 1, true) then return nil end
     return nil, info.err
@@ -62,20 +106,24 @@ local function epochOf(log)
   end
 end
 
+-- Logs begin with 1, so a 0 tells that the caller's epoch is newer than the log's: it
+-- comes from another server, that was master before. Takes the entry back.
+local function takeBack(log, id)
+  pcall('XDEL', KEYS[log], id)
+  local top = pcall('XREVRANGE', KEYS[log], '+', '-', 'COUNT', 1)[1]
+  local reset = top and pcall('XSETID', KEYS[log], top[1])
+  -- A log of which nothing is left, or a server without XSETID: begin anew.
+  if not reset or reset.err then pcall('DEL', KEYS[log]) end
+  epochs[log] = nil
+end
+
 -- The position, or nil and an error.
 local function append(log, event, also)
   if epochs[log] then
     local id = xadd(log, epochs[log] .. '-*', event, also)
-    if type(id) == 'string' and string.sub(id, -2) ~= '-0' then return id end
+    if type(id) == 'string' and sub(id, -2) ~= '-0' then return id end
     if type(id) == 'string' then
-      -- The caller's epoch is newer than the log's: it comes from another server, that
-      -- was master before. Logs begin with 1, so a 0 tells. Take it back.
-      redis.pcall('XDEL', KEYS[log], id)
-      local top = redis.pcall('XREVRANGE', KEYS[log], '+', '-', 'COUNT', 1)[1]
-      local reset = top and redis.pcall('XSETID', KEYS[log], top[1])
-      -- A log of which nothing is left, or a server without XSETID: begin anew.
-      if not reset or reset.err then redis.pcall('DEL', KEYS[log]) end
-      epochs[log] = nil
+      takeBack(log, id)
     elseif id and id.err and not string.find(id.err, 'equal or smaller', 1, true) then
       return nil, id.err
     end
@@ -90,7 +138,7 @@ local function append(log, event, also)
     epoch = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
     local args = {'XADD', KEYS[log], epoch .. '-1', 'event', event}
     if also ~= '' then args[6], args[7] = 'also', also end
-    id = redis.pcall(unpack(args))
+    id = pcall(unpack(args))
   end
   if type(id) ~= 'string' then return nil, id and id.err or 'the log went away' end
   epochs[log] = epoch
@@ -100,7 +148,7 @@ end
 -- The position that a marker has, or nil. A marker outlives a log that was lost: then the
 -- event is not there.
 local function markerOf(log, key)
-  local there = redis.pcall('GET', key)
+  local there = pcall('GET', key)
   if type(there) == 'string' and string.match(there, '^%d+') == epochOf(log) then return there end
 end
 
@@ -109,10 +157,10 @@ local function find(log, id, look, since)
   local want, from = '{"id":"' .. id .. '"', '+'
   since = epochs[log] and tonumber(since) or -1
   while look > 0 do
-    local page = redis.pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
+    local page = pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
     if page.err or #page == 0 then return nil end
     for _, entry in ipairs(page) do
-      if string.sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
+      if sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
       local epoch, seq = string.match(entry[1], '^(%d+)-(%d+)$')
       if epoch == epochs[log] and tonumber(seq) <= since then return nil end
     end
@@ -123,7 +171,7 @@ end
 
 -- Publishes what was appended. The reply for it.
 local function ring(log, event, id)
-  local rung = redis.pcall(publish, channels[log], string.sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
+  local rung = pcall(publish, channels[log], sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
   touched[log] = true
   if type(rung) == 'table' and rung.err then return '~' .. rung.err end
   return '+' .. id
@@ -152,55 +200,47 @@ local function one(log, event, how, also)
     there, reply = id, ring(log, event, id)
   end
   if own then
-    local set = redis.pcall('SET', own, there, 'PX', markerTTL)
-    if not set.err then set = redis.pcall('SET', marker(log, ''), '', 'PX', markerTTL) end
+    local set = pcall('SET', own, there, 'PX', ARGV[1])
+    if not set.err then set = pcall('SET', marker(log, ''), '', 'PX', ARGV[1]) end
     if set.err then reply = '~' .. set.err end
     marked[log] = true
   end
   return reply, there
 end
 
-local replies, logOf, event, also = {}, {}, '', ''
-local a = 4 + logs * 4
+for _, rest in ipairs(left or {}) do
+  local log, all = rest.log, {}
+  if rest.stale then takeBack(log, rest.stale) end
+  local begun, epoch, seq = replies[rest.reply], nil, nil
+  if rest.done > 0 then epoch, seq = string.match(begun, '^%+(%d+)-(%d+)$') end
+  for i = 1, rest.done do
+    all[i] = epoch and string.format('+%s-%.0f', epoch, seq + i - 1) or begun
+  end
+  for i = rest.done + 1, rest.n do all[i] = one(log, ARGV[rest.at + i - 1], '', '') end
+  local alike = string.match(all[1], '^%+%d+') == string.match(all[rest.n], '^%+%d+')
+  for i = 1, rest.n do alike = alike and string.byte(all[i]) == 43 end -- '+'
+  replies[rest.reply] = alike and all[1] or all
+  logOf[rest.reply] = log
+end
+local event, also = '', ''
 while a <= #ARGV do
-  local log, n = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
-  local reply
-  if n == 0 then
-    local how = ARGV[a + 3]
-    if ARGV[a + 2] ~= '' then event, also = ARGV[a + 2], '' end
-    if also == '' then also = string.match(how, '^[^|]*|%d+|%d*|%d*|(.*)$') or '' end
-    local there
-    reply, there = one(log, event, how, also)
-    if there then also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. there end
-    a = a + 4
-  else
-    local all, alike, there = {}, true, nil
-    for i = 1, n do
-      event = ARGV[a + 1 + i]
-      all[i], there = one(log, event, '', '')
-      alike = alike and string.byte(all[i]) == 43 -- '+'
-    end
-    also = there and channels[log] .. '@' .. there or ''
-    alike = alike and string.match(all[1], '^.%d+') == string.match(all[n], '^.%d+')
-    reply = alike and all[1] or all
-    a = a + 2 + n
-  end
-  if readonly then
-    -- Nothing was written. As an error of the whole call, it makes the client drop its
-    -- connection to what was a master once.
-    return redis.error_reply(readonly)
-  end
-  replies[#replies + 1] = reply
+  local log, how, there = tonumber(ARGV[a]), ARGV[a + 2], nil
+  if ARGV[a + 1] ~= '' then event, also = ARGV[a + 1], '' end
+  if also == '' then also = string.match(how, '^[^|]*|%d+|%d*|%d*|(.*)$') or '' end
+  replies[#replies + 1], there = one(log, event, how, also)
   logOf[#replies] = log
+  if there then also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. there end
+  a = a + 3
+end
+if readonly then
+  -- Nothing was written. As an error of the whole call, it makes the client drop its
+  -- connection to what was a master once.
+  return redis.error_reply(readonly)
 end
 for log in pairs(touched) do
   local set
-  if lifetime(log) == '0' then
-    set = redis.pcall('PERSIST', KEYS[log])
-  else
-    set = redis.pcall('PEXPIRE', KEYS[log], lifetime(log))
-  end
-  if type(set) == 'table' and set.err then
+  if lives[log] == '0' then set = pcall('PERSIST', KEYS[log]) else set = pcall('PEXPIRE', KEYS[log], lives[log]) end
+  if type(set) == 'table' then
     local function late(reply) return string.byte(reply) == 43 and '~' .. set.err or reply end
     for i, reply in ipairs(replies) do
       if logOf[i] == log and type(reply) == 'string' then
