@@ -31,18 +31,23 @@
 local pcall, sub, publish = redis.pcall, string.sub, ARGV[2]
 local replies, left, a = {}, nil, 3
 
--- The short way, for logs that are as the caller knows them. It makes nothing that it does
+-- The short way, for logs that are as the caller knows them, or begin. It makes nothing that it does
 -- not need: half of what an event costs Redis is the script, not the commands.
 for log = 1, #KEYS do
   local key, channel, keep, life, epoch, n = KEYS[log], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
   a = a + 5
   if n > 0 then
     local reply, done, stale
-    if epoch ~= '' and pcall('EXISTS', 'eventbus:id:{' .. channel .. '}:') == 0 then
+    if pcall('EXISTS', 'eventbus:id:{' .. channel .. '}:') == 0 and (epoch ~= '' or pcall('EXISTS', key) == 0) then
       local id = epoch .. '-*'
       for i = 1, n do
         local event, at = ARGV[a + i - 1], nil
-        if i == n and keep ~= '0' then
+        if epoch == '' then -- the log begins
+          local t = redis.call('TIME')
+          epoch = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+          id = epoch .. '-*'
+          at = pcall('XADD', key, epoch .. '-1', 'event', event)
+        elseif i == n and keep ~= '0' then
           at = pcall('XADD', key, 'NOMKSTREAM', 'MAXLEN', '~', keep, id, 'event', event)
         else
           at = pcall('XADD', key, 'NOMKSTREAM', id, 'event', event)

@@ -197,6 +197,9 @@ func newCursorKey(names []string) cursorKey {
 		for _, name := range names {
 			key.hashes = append(key.hashes, channelHash(salt, name))
 		}
+		if len(names) == 1 {
+			return key
+		}
 		distinct := slices.Clone(key.hashes)
 		slices.Sort(distinct)
 		if len(slices.Compact(distinct)) == len(names) || salt == 15 {

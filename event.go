@@ -217,22 +217,19 @@ func (ev *Event) Validate() error {
 	} else if !ev.ActorType.known() {
 		p.add("actor_type", "%s is not one of agent, user, system", excerpt(string(ev.ActorType)))
 	}
-	if len(ev.Payload) > 0 {
-		if err := checkObject(ev.Payload); err != nil {
-			p.add("payload", "%s", err)
-			return p.err()
-		}
-		// Readers take no JSON that nests deeper than encoding/json does, and the
-		// event is one level more.
-		if len(ev.Payload) >= 10_000 && !validJSON(ev.appendJSON(nil)) {
-			p.add("payload", "nests too deep")
-			return p.err()
-		}
-	}
 	if known {
 		for _, f := range s.check(ev.Payload) {
 			p.add(payloadPath(f.Field), "%s", f.Problem)
 		}
+	} else if len(ev.Payload) > 0 {
+		if err := checkObject(ev.Payload); err != nil {
+			p.add("payload", "%s", err)
+		}
+	}
+	// Readers take no JSON that nests deeper than encoding/json does, and the
+	// event is one level more.
+	if len(p.fields) == 0 && len(ev.Payload) >= maxNesting && !validJSON(ev.appendJSON(nil)) {
+		p.add("payload", "nests too deep")
 	}
 	return p.err()
 }
@@ -341,22 +338,18 @@ func (ev Event) MarshalJSON() ([]byte, error) {
 // timestamps may have an offset or no zone (then UTC), any well-formed type is
 // taken. The error is a [*ValidationError] that names every bad field.
 func (ev *Event) UnmarshalJSON(data []byte) error {
-	if err := checkObject(data); err != nil {
-		return invalid("event", "event", "%s", err)
-	}
-	parsed, err := decodeEvent(slices.Clone(data))
+	parsed, err := decode(slices.Clone(data))
 	if err == nil {
 		*ev = parsed
 	}
 	return err
 }
 
-// decodeEvent reads an event that checkObject has passed. Its payload shares
-// memory with data.
-func decodeEvent(data []byte) (Event, error) {
+// decode reads an event. Its payload shares memory with data.
+func decode(data []byte) (Event, error) {
 	var ev Event
 	var id, typ, timestamp, project, actor, actorType, payload, position []byte
-	eachMember(data, func(name, value []byte) {
+	err := eachMember(data, func(name, value []byte) {
 		switch string(name) {
 		case "id":
 			id = value
@@ -376,6 +369,9 @@ func decodeEvent(data []byte) (Event, error) {
 			position = value
 		}
 	})
+	if err != nil {
+		return Event{}, invalid("event", "event", "%s", err)
+	}
 
 	p := problems{subject: "event"}
 	text := func(field string, value []byte) ([]byte, bool) {

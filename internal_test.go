@@ -133,7 +133,7 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 	} {
 		want, got := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 		require.NoError(t, json.Unmarshal([]byte(text), &want))
-		eachMember([]byte(text), func(name, value []byte) { got[string(name)] = value })
+		require.NoError(t, eachMember([]byte(text), func(name, value []byte) { got[string(name)] = value }))
 		require.Equal(t, want, got, text)
 	}
 }

@@ -2,8 +2,10 @@ package eventbus
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -16,15 +18,25 @@ var (
 
 // checkObject tells whether data is one JSON object in valid UTF-8, nested no
 // deeper than encoding/json allows.
-func checkObject(data []byte) error {
-	switch {
-	case !utf8.Valid(data):
+func checkObject(data []byte) error { return eachMember(data, nil) }
+
+// eachMember calls visit for the members of a JSON object, in order; a repeated name is
+// visited again. Unlike encoding/json it takes names as they are written, not regardless
+// of case, and copies nothing: names and values are part of the object, but for names
+// with escapes. The error is that of checkObject; it comes after members that are well.
+func eachMember(object []byte, visit func(name, value []byte)) error {
+	if !utf8.Valid(object) {
 		return errNotUTF8
-	case !validJSON(data):
+	}
+	i := skipSpace(object, 0)
+	if i == len(object) || object[i] != '{' {
+		if validJSON(object) {
+			return errNotObject
+		}
 		return errNotJSON
 	}
-	if d := bytes.TrimLeft(data, " \t\r\n"); len(d) == 0 || d[0] != '{' {
-		return errNotObject
+	if end := checkNested(object, i, maxNesting-1, visit); end < 0 || skipSpace(object, end) < len(object) {
+		return errNotJSON
 	}
 	return nil
 }
@@ -58,7 +70,7 @@ func checkJSON(b []byte, i, depth int) int {
 		if depth == 0 {
 			return -1
 		}
-		return checkNested(b, i, depth-1)
+		return checkNested(b, i, depth-1, nil)
 	case c == '-' || c >= '0' && c <= '9':
 		return checkNumber(b, i)
 	}
@@ -70,8 +82,9 @@ func checkJSON(b []byte, i, depth int) int {
 	return -1
 }
 
-// checkNested checks an object or array.
-func checkNested(b []byte, i, depth int) int {
+// checkNested checks an object or array. It calls visit, if there is one, for the members
+// of an object.
+func checkNested(b []byte, i, depth int, visit func(name, value []byte)) int {
 	object := b[i] == '{'
 	last := b[i] + 2 // the closing bracket
 	i = skipSpace(b, i+1)
@@ -79,20 +92,27 @@ func checkNested(b []byte, i, depth int) int {
 		return i + 1
 	}
 	for {
+		var name []byte
 		if object {
 			if i >= len(b) || b[i] != '"' {
 				return -1
 			}
+			from := i
 			if i = checkText(b, i+1); i < 0 {
 				return -1
 			}
+			name = b[from:i]
 			if i = skipSpace(b, i); i >= len(b) || b[i] != ':' {
 				return -1
 			}
 			i = skipSpace(b, i+1)
 		}
+		from := i
 		if i = checkJSON(b, i, depth); i < 0 {
 			return -1
+		}
+		if visit != nil {
+			visit(unquote(name), b[from:i:i])
 		}
 		i = skipSpace(b, i)
 		switch {
@@ -107,22 +127,39 @@ func checkNested(b []byte, i, depth int) int {
 
 // checkText checks a string behind its first quote.
 func checkText(b []byte, i int) int {
-	for ; i < len(b); i++ {
+	for i < len(b) {
+		if len(b)-i >= 8 {
+			if n := plain(binary.LittleEndian.Uint64(b[i:])); n > 0 {
+				i += n
+				continue
+			}
+		}
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1
 		case c < ' ':
 			return -1
 		case c != '\\':
-		case i+1 < len(b) && bytes.IndexByte([]byte(`"\/bfnrt`), b[i+1]) >= 0:
 			i++
+		case i+1 < len(b) && bytes.IndexByte([]byte(`"\/bfnrt`), b[i+1]) >= 0:
+			i += 2
 		case i+5 < len(b) && b[i+1] == 'u' && isHex(b[i+2:i+6]):
-			i += 5
+			i += 6
 		default:
 			return -1
 		}
 	}
 	return -1
+}
+
+// plain tells how many bytes, from the lowest, come before a quote, a backslash or a
+// control character. (The trick with the borrow is from Anderson, "Bit Twiddling Hacks",
+// "Determine if a word has a byte less than n"; above the first hit it is not exact.)
+func plain(word uint64) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	quote, backslash := word^'"'*ones, word^'\\'*ones
+	hit := ((word-' '*ones)&^word | (quote-ones)&^quote | (backslash-ones)&^backslash) & tops
+	return bits.TrailingZeros64(hit) / 8 // 8 without a hit
 }
 
 func isHex(b []byte) bool {
@@ -166,70 +203,13 @@ func checkNumber(b []byte, i int) int {
 	return i
 }
 
-// eachMember calls visit for the members of a JSON object that checkObject has
-// passed, in order; a repeated name is visited again. Unlike encoding/json it
-// takes names as they are written, not regardless of case, and copies nothing: names
-// and values are part of the object, but for names with escapes.
-func eachMember(object []byte, visit func(name, value []byte)) {
-	i := skipSpace(object, 0) + 1 // behind the brace
-	for {
-		i = skipSpace(object, i)
-		switch object[i] {
-		case '}':
-			return
-		case ',':
-			i = skipSpace(object, i+1)
-		}
-		end := skipString(object, i)
-		name := unquote(object[i:end])
-		i = skipSpace(object, end) + 1 // behind the colon
-		i = skipSpace(object, i)
-		end = skipValue(object, i)
-		visit(name, object[i:end:end])
-		i = end
-	}
-}
-
-func skipString(b []byte, i int) int {
-	for i++; b[i] != '"'; i++ {
-		if b[i] == '\\' {
-			i++
-		}
-	}
-	return i + 1
-}
-
-func skipValue(b []byte, i int) int {
-	switch b[i] {
-	case '"':
-		return skipString(b, i)
-	case '{', '[':
-		for depth := 0; ; i++ {
-			switch b[i] {
-			case '{', '[':
-				depth++
-			case '}', ']':
-				if depth--; depth == 0 {
-					return i + 1
-				}
-			case '"':
-				i = skipString(b, i) - 1
-			}
-		}
-	}
-	for i < len(b) && b[i] != ',' && b[i] != '}' && b[i] != ']' && b[i] > ' ' {
-		i++
-	}
-	return i
-}
-
 // unquote gives the text of a JSON string literal, as part of it where it has no escapes.
 func unquote(literal []byte) []byte {
 	if bytes.IndexByte(literal, '\\') < 0 {
 		return literal[1 : len(literal)-1]
 	}
 	var s string
-	_ = json.Unmarshal(literal, &s) // valid: checkObject has passed it
+	_ = json.Unmarshal(literal, &s) // valid: it was checked
 	return []byte(s)
 }
 
@@ -239,7 +219,7 @@ func oneLine(value []byte) []byte {
 		return value
 	}
 	var b bytes.Buffer
-	_ = json.Compact(&b, value) // valid: checkObject has passed it
+	_ = json.Compact(&b, value) // valid: it was checked
 	return b.Bytes()
 }
 

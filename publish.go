@@ -87,7 +87,7 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	}
 	defer b.leave()
 	p := publication{bus: b, id: id, again: b.doubted.take(id)}
-	p.records = make([]record, len(channels))
+	p.records, p.results = make([]record, len(channels)), make([]appended, len(channels))
 	for i, c := range channels {
 		r := &p.records[i]
 		*r = record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
@@ -138,7 +138,6 @@ func (p *publication) names() []string {
 // calls of their own, one comes after the other, the project's first, so that each
 // entry can note where the event is already. Without the project's, there are no others.
 func (p *publication) run(ctx context.Context) error {
-	p.results = make([]appended, len(p.records))
 	if !p.bus.log.perChannel {
 		return p.attempt(ctx, 0, len(p.records)) // one call, in which it is the first
 	}
@@ -169,21 +168,23 @@ func (p *publication) notes(i int) string {
 // attempt appends the records from to until, exclusive.
 func (p *publication) attempt(ctx context.Context, from, until int) error {
 	var retry backoff
-	pending := make([]int, 0, until-from)
+	var few [4]int
+	pending := few[:0]
 	for i := from; i < until; i++ {
 		pending = append(pending, i)
 	}
 	for attempts := 1; ; attempts++ {
-		records := make([]record, len(pending)) // a worker can outlast this call
-		for n, i := range pending {
+		c := &commit{done: make(chan struct{})} // a worker can outlast this call
+		c.records = c.single[:0]
+		for _, i := range pending {
 			p.records[i].also = p.notes(i)
-			records[n] = p.records[i]
+			c.records = append(c.records, p.records[i])
 		}
-		results, err := p.bus.commits.do(ctx, records)
+		results, err := p.bus.commits.do(ctx, c)
 		for n, i := range pending {
 			p.results[i] = results[n]
 			if err == nil {
-				p.records[i].since = records[n].since
+				p.records[i].since = c.records[n].since
 			}
 			if r := &results[n]; r.err != nil && !r.sure {
 				p.records[i].look = lookAll // it may be there: from now on, look first
@@ -265,6 +266,7 @@ type commit struct {
 	records []record
 	results []appended
 	done    chan struct{} // closed when results are there
+	single  [1]record     // room for records: mostly there is one
 }
 
 const (
@@ -277,24 +279,23 @@ const (
 func (cs *commits) queue(node string) *commitQueue {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	q := cs.queues[node]
-	if q == nil {
-		q = &commitQueue{log: cs.bus.log, wake: make(chan struct{}, commitWorkers)}
-		if cs.queues == nil {
-			cs.queues = make(map[string]*commitQueue)
-		}
-		cs.queues[node] = q
-		for range commitWorkers {
-			cs.bus.spawn(func() { q.work(cs.bus.ctx) })
-		}
+	if q := cs.queues[node]; q != nil {
+		return q
+	}
+	q := &commitQueue{log: cs.bus.log, wake: make(chan struct{}, commitWorkers)}
+	if cs.queues == nil {
+		cs.queues = make(map[string]*commitQueue)
+	}
+	cs.queues[node] = q
+	for range commitWorkers {
+		cs.bus.spawn(func() { q.work(cs.bus.ctx) })
 	}
 	return q
 }
 
-// do waits for the results of records that go to one node.
-func (cs *commits) do(ctx context.Context, records []record) ([]appended, error) {
-	q := cs.queue(cs.bus.log.node(ctx, records[0].name))
-	c := &commit{records: records, done: make(chan struct{})}
+// do waits for the results of a commit, whose records go to one node.
+func (cs *commits) do(ctx context.Context, c *commit) ([]appended, error) {
+	q := cs.queue(cs.bus.log.node(ctx, c.records[0].name))
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()

@@ -264,10 +264,6 @@ func PayloadAs[P Payload](ev Event) (P, error) {
 	if len(raw) == 0 {
 		raw = json.RawMessage("{}")
 	}
-	if err := checkObject(raw); err != nil {
-		p.add("payload", "%s", err)
-		return payload, p.err()
-	}
 	if p.fields = s.decode(raw, reflect.ValueOf(&payload).Elem()); len(p.fields) > 0 {
 		var zero P
 		return zero, p.err()
@@ -275,7 +271,7 @@ func PayloadAs[P Payload](ev Event) (P, error) {
 	return payload, nil
 }
 
-// check tells what is wrong with a payload that checkObject has passed.
+// check tells what is wrong with a payload.
 func (s *schema) check(raw []byte) []FieldError {
 	if len(raw) == 0 {
 		raw = []byte("{}")
@@ -283,10 +279,12 @@ func (s *schema) check(raw []byte) []FieldError {
 	return s.decode(raw, reflect.Value{})
 }
 
-// decode fills a payload from JSON that checkObject has passed; without one, it only
-// checks.
+// decode fills a payload from JSON; without one, it only checks.
 func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 	if s.custom || len(s.fields) == 0 {
+		if err := checkObject(raw); err != nil {
+			return []FieldError{{"payload", err.Error()}}
+		}
 		if !into.IsValid() {
 			into = reflect.New(s.typ).Elem()
 		}
@@ -300,13 +298,16 @@ func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 	if len(s.fields) > len(few) {
 		values = make([][]byte, len(s.fields))
 	}
-	eachMember(raw, func(name, value []byte) {
+	err := eachMember(raw, func(name, value []byte) {
 		for i := range s.fields {
 			if s.fields[i].name == string(name) {
 				values[i] = value
 			}
 		}
 	})
+	if err != nil {
+		return []FieldError{{"payload", err.Error()}}
+	}
 	var p problems
 	for i := range s.fields {
 		f, value := &s.fields[i], values[i]

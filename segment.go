@@ -84,9 +84,11 @@ func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
 	ev.Channel = enc.channel
 	e := entry{pos: pos, event: &ev, also: also, start: len(s.buf)}
 	if !ev.Position.IsZero() {
-		cursor := enc.key.append(nil, func(int) Position { return pos })
-		ev.Cursor = Cursor{string(cursor)}
-		s.buf = appendIDField(s.buf, ev.Cursor)
+		s.buf = append(s.buf, "id: "...)
+		cursor := len(s.buf)
+		s.buf = enc.key.append(s.buf, func(int) Position { return pos })
+		ev.Cursor = Cursor{string(s.buf[cursor:])}
+		s.buf = append(s.buf, '\n')
 	}
 	e.body = len(s.buf)
 	s.buf, e.payload = appendBody(s.buf, &ev)
@@ -99,14 +101,6 @@ func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
 func (enc *encoder) skip(s *segment, pos Position) {
 	n := len(s.buf)
 	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
-}
-
-// decode reads an event that came from Redis.
-func decode(data []byte) (Event, error) {
-	if err := checkObject(data); err != nil {
-		return Event{}, invalid("event", "event", "%s", err)
-	}
-	return decodeEvent(data)
 }
 
 // addLogged appends an entry of the log.
