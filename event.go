@@ -157,13 +157,14 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	}
 	ev.Type = payload.EventType()
 	raw, err := encodePayload(payload)
-	var bad *ValidationError
-	if errors.As(err, &bad) {
+	if err != nil {
+		var bad *ValidationError
+		if !errors.As(err, &bad) {
+			return Event{}, err
+		}
 		for _, f := range bad.Fields {
 			p.add(payloadPath(f.Field), "%s", f.Problem)
 		}
-	} else if err != nil {
-		return Event{}, err
 	}
 	if err := p.err(); err != nil {
 		return Event{}, err

@@ -361,7 +361,7 @@ func encodePayload(payload Payload) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventbus: payload of %s: %w", payload.EventType(), err)
 	}
-	p := problems{subject: "payload of " + string(payload.EventType())}
+	p := problems{subject: "payload"}
 	if s.custom || len(s.fields) == 0 {
 		raw := s.encodeWhole(v, &p)
 		return raw, p.err()
