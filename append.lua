@@ -37,7 +37,7 @@ for log = 1, #KEYS do
   local key, channel, keep, life, epoch, n = KEYS[log], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
   a = a + 5
   if n > 0 then
-    local reply, done, stale
+    local reply, stale
     if pcall('EXISTS', 'eventbus:id:{' .. channel .. '}:') == 0 and (epoch ~= '' or pcall('EXISTS', key) == 0) then
       local id = epoch .. '-*'
       for i = 1, n do
@@ -52,26 +52,27 @@ for log = 1, #KEYS do
         else
           at = pcall('XADD', key, 'NOMKSTREAM', id, 'event', event)
         end
-        if type(at) ~= 'string' then break end
+        if type(at) ~= 'string' then
+          if reply then reply = '~' .. (at and at.err or 'the log went away') end
+          break
+        end
         if i == 1 then
           if sub(at, -2) == '-0' then stale = at break end
           reply = '+' .. at
         end
         local rung = pcall(publish, channel, sub(event, 1, -2) .. ',"cursor":"' .. at .. '"}')
         if type(rung) == 'table' then reply = '~' .. rung.err end
-        done = i
       end
     end
-    if done then
+    if reply then
       local set
       if life == '0' then set = pcall('PERSIST', key) else set = pcall('PEXPIRE', key, life) end
       if type(set) == 'table' then reply = '~' .. set.err end
+    else
+      left = left or {}
+      left[#left + 1] = {log = log, reply = #replies + 1, at = a, n = n, stale = stale}
     end
     replies[#replies + 1] = reply or ''
-    if done ~= n then
-      left = left or {}
-      left[#left + 1] = {log = log, reply = #replies, at = a, n = n, done = done or 0, stale = stale}
-    end
   end
   a = a + n
 end
@@ -214,16 +215,13 @@ local function one(log, event, how, also)
 end
 
 for _, rest in ipairs(left or {}) do
-  local log, all = rest.log, {}
+  local log, all, alike = rest.log, {}, true
   if rest.stale then takeBack(log, rest.stale) end
-  local begun, epoch, seq = replies[rest.reply], nil, nil
-  if rest.done > 0 then epoch, seq = string.match(begun, '^%+(%d+)-(%d+)$') end
-  for i = 1, rest.done do
-    all[i] = epoch and string.format('+%s-%.0f', epoch, seq + i - 1) or begun
+  for i = 1, rest.n do
+    all[i] = one(log, ARGV[rest.at + i - 1], '', '')
+    alike = alike and string.byte(all[i]) == 43 -- '+'
   end
-  for i = rest.done + 1, rest.n do all[i] = one(log, ARGV[rest.at + i - 1], '', '') end
-  local alike = string.match(all[1], '^%+%d+') == string.match(all[rest.n], '^%+%d+')
-  for i = 1, rest.n do alike = alike and string.byte(all[i]) == 43 end -- '+'
+  alike = alike and string.match(all[1], '^.%d+') == string.match(all[rest.n], '^.%d+')
   replies[rest.reply] = alike and all[1] or all
   logOf[rest.reply] = log
 end
