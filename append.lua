@@ -79,14 +79,15 @@ end
 if not left and a > #ARGV then return replies end
 
 -- The long way, for what is left.
-local channels, keeps, lives, epochs, marked, touched, logOf, readonly = {}, {}, {}, {}, {}, {}, {}, nil
+local channels, keeps, lives, callers, epochs, marked, touched, logOf, readonly = {}, {}, {}, {}, {}, {}, {}, {}, nil
 local function marker(log, id) return 'eventbus:id:{' .. channels[log] .. '}:' .. id end
 do
   local at = 3
   for log = 1, #KEYS do
     channels[log], keeps[log], lives[log] = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     if keeps[log] == '0' then keeps[log] = '9007199254740991' end
-    if ARGV[at + 3] ~= '' then epochs[log] = ARGV[at + 3] end
+    callers[log] = ARGV[at + 3] -- whose 'since' is of this epoch, whatever the log's is
+    if callers[log] ~= '' then epochs[log] = callers[log] end
     marked[log] = pcall('EXISTS', marker(log, '')) == 1
     at = at + 5 + tonumber(ARGV[at + 4])
   end
@@ -161,14 +162,14 @@ end
 -- The position of the event with this id among the newest entries, or nil.
 local function find(log, id, look, since)
   local want, from = '{"id":"' .. id .. '"', '+'
-  since = epochs[log] and tonumber(since) or -1
+  since = tonumber(since) or -1
   while look > 0 do
     local page = pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
     if page.err or #page == 0 then return nil end
     for _, entry in ipairs(page) do
       if sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
       local epoch, seq = string.match(entry[1], '^(%d+)-(%d+)$')
-      if epoch == epochs[log] and tonumber(seq) <= since then return nil end
+      if epoch == callers[log] and tonumber(seq) <= since then return nil end
     end
     look = look - #page
     from = '(' .. page[#page][1]

@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -85,5 +86,37 @@ func TestAppendTellsWhatBecameOfEachEvent(t *testing.T) {
 			require.EqualValues(t, 2, gone[1].pos.seq)
 			require.Equal(t, gone[0].pos.epoch, gone[1].pos.epoch)
 		})
+	}
+}
+
+// TestRetryBesideOthersAfterTheLogWasLost: the log was begun anew, which this process does not
+// know, and the reply of an append is lost. What the retry knows of the old log does not
+// end its search of the new one, whoever shares its call.
+func TestRetryBesideOthersAfterTheLogWasLost(t *testing.T) {
+	client, ctx := redistest.Start(t).Client(t), context.Background()
+	for i, others := range []int{0, 1} {
+		for _, look := range []int{0, lookAll} {
+			name := fmt.Sprint("project:", i, look)
+			before := Position{epoch: 4000, seq: 20_000}
+			l := &redisLog{client: client, heads: map[string]Position{name: before}, retention: func(ChannelKind) Retention { return Retention{} }}
+			event := func() *record {
+				ev := validEvent(t)
+				return &record{name: name, event: ev.appendJSON(nil), id: ev.ID}
+			}
+			require.NoError(t, client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: "5000-1", Values: []any{"event", "{}"}}).Err())
+			lost := event()
+			c := l.newAppendCall([]*record{lost})
+			require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{{c.keys, c.args}})[0].Err())
+			lost.look = lookAll
+			var records []*record
+			for range others {
+				r := event()
+				r.look, r.since = look, before
+				records = append(records, r)
+			}
+			results := l.append(ctx, [][]*record{append(records, lost)})[0]
+			require.True(t, results[others].again, "beside %d with look=%d", others, look)
+			require.EqualValues(t, 2+others, client.XLen(ctx, logKey(name)).Val())
+		}
 	}
 }

@@ -597,6 +597,15 @@ func TestHeldEventOfALostLog(t *testing.T) {
 	require.True(t, tl.fill(tl.want(), lost, true))
 	require.Empty(t, tl.segments)
 	require.Equal(t, lost.last, tl.last)
+	tl.question() // the log goes, and comes back with its server
+	require.True(t, tl.fill(tl.want(), &logPage{now: 3500}, true))
+	require.Equal(t, lost.last.epoch, tl.former)
+	again := validEvent(t)
+	raw := again.appendJSON(nil)
+	lost.entries = []logEntry{{pos: lost.last, event: raw}}
+	tl.question()
+	require.True(t, tl.fill(tl.want(), lost, true))
+	require.Zero(t, tl.former)
 }
 
 func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {

@@ -112,8 +112,8 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 }
 
 const (
-	lookIdempotent  = 1000    // how many entries an Idempotent publish searches
-	lookAll         = 100_000 // how many a retry does; it ends sooner, where the first attempt began
+	lookIdempotent  = 1000 + commitRecords // how many entries an Idempotent publish searches, some of its own call
+	lookAll         = 100_000              // how many a retry does; it ends sooner, where the first attempt began
 	publishAttempts = 5
 )
 

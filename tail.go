@@ -221,6 +221,9 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool
 		t.takeLocked(page)
 	}
 	t.verifyLocked(page)
+	if t.last.seq != noLog && t.last.epoch == t.former {
+		t.former = 0 // it has come back
+	}
 	t.expires = page.expires
 	if !t.doubt && connected && t.next != next && t.due.IsZero() {
 		t.due, t.dueSince = t.last, time.Now()
