@@ -14,7 +14,7 @@ import (
 func (r *reader) elsewhere(l *lane, e *entry) bool {
 	if !e.foreign() {
 		for _, m := range r.lanes {
-			if at, ok := r.notes(l, m, e); ok && r.delivers(l, m, at, e.event.ID) == yes {
+			if at, ok := l.notes(m, e); ok && r.delivers(l, m, at, e.event.ID) == yes {
 				return true
 			}
 		}
@@ -22,8 +22,8 @@ func (r *reader) elsewhere(l *lane, e *entry) bool {
 	return r.seen.elsewhere(e.event.ID, l)
 }
 
-// notes finds where an entry of lane l says that its event is in lane m.
-func (r *reader) notes(l, m *lane, e *entry) (Position, bool) {
+// notes finds where an entry of the lane says that its event is in lane m.
+func (l *lane) notes(m *lane, e *entry) (Position, bool) {
 	if m == l {
 		return Position{}, false
 	}
@@ -51,7 +51,7 @@ func (r *reader) pending(l *lane) bool {
 		return false
 	}
 	for _, m := range r.lanes {
-		if at, ok := r.notes(l, m, e); ok && r.delivers(l, m, at, e.event.ID) == notYet {
+		if at, ok := l.notes(m, e); ok && r.delivers(l, m, at, e.event.ID) == notYet {
 			return true
 		}
 	}

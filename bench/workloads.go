@@ -28,7 +28,7 @@ type run struct {
 }
 
 func (r *run) add(name string, value float64, unit string) {
-	r.measures = append(r.measures, measure{name, value, unit, strings.HasSuffix(unit, "/s")})
+	r.measures = append(r.measures, measure{name, value, unit, strings.HasSuffix(unit, "/s") || unit == "events"})
 }
 
 // A workload is a row, or some, of the table.
