@@ -81,8 +81,8 @@ func (r *reader) delivers(l, m *lane, at Position, id string) answer {
 func (l *lane) again(m *lane, lost Position, id string) answer {
 	begin := Position{epoch: m.place.pos.epoch}
 	switch end, _ := m.tail.end(); {
-	case lost.epoch == begin.epoch && end.epoch != begin.epoch:
-		return notYet // the lane has yet to be told that its log is lost
+	case lost.epoch == begin.epoch && end.epoch != begin.epoch && len(m.view.entries) == 0:
+		return notYet // the lane is about to be told that its log is lost
 	case lost.epoch == begin.epoch || m.place.pos.seq == noLog:
 		return no
 	}

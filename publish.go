@@ -50,7 +50,8 @@ func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error 
 	return err
 }
 
-// PublishWith is [Bus.Publish] with options and a receipt.
+// PublishWith is [Bus.Publish] for who publishes an event that may have been published before
+// (see [PublishOptions]), or wants the cursor behind it. With an error, the receipt is zero.
 func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
 	if err := context.Cause(ctx); err != nil {
 		return Receipt{}, err
