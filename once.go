@@ -14,7 +14,7 @@ import (
 func (r *reader) elsewhere(l *lane, e *entry) bool {
 	if !e.foreign() {
 		for _, m := range r.lanes {
-			if at, ok := l.notes(m, e); ok && r.delivers(l, m, at, e.event.ID) == yes {
+			if at, ok := r.notes(l, m, e); ok && (!r.bus.log.perChannel || r.has(l, m, at, e.event.ID) == yes) {
 				return true
 			}
 		}
@@ -22,17 +22,14 @@ func (r *reader) elsewhere(l *lane, e *entry) bool {
 	return r.seen.elsewhere(e.event.ID, l)
 }
 
-// notes finds where an entry of the lane says that its event is in lane m.
-func (l *lane) notes(m *lane, e *entry) (Position, bool) {
+// notes finds where an entry of lane l says that its event is in lane m, unless m has
+// passed over that place.
+func (r *reader) notes(l, m *lane, e *entry) (Position, bool) {
 	if m == l {
 		return Position{}, false
 	}
-	return noted(e.also, m.tail.name)
-}
-
-// passedOver tells whether the lane passes over this place of its log.
-func (l *lane) passedOver(at Position) bool {
-	return slices.ContainsFunc(l.holes, func(p passed) bool { return p.has(at) })
+	at, ok := noted(e.also, m.tail.name)
+	return at, ok && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) })
 }
 
 // An answer can be that it is not known yet.
@@ -44,78 +41,28 @@ const (
 	notYet
 )
 
-// pending tells whether the next entry of a lane has to wait for another lane.
+// pending tells whether the next entry of a lane has to wait for another lane. The nodes of
+// a cluster lose what they lose each by itself: what an entry notes of another node's
+// log may not hold any more, so the lane there goes first.
 func (r *reader) pending(l *lane) bool {
 	e := &l.view.entries[0]
-	if e.event == nil || e.foreign() {
+	if !r.bus.log.perChannel || e.event == nil || e.foreign() {
 		return false
 	}
 	for _, m := range r.lanes {
-		if at, ok := l.notes(m, e); ok && r.delivers(l, m, at, e.event.ID) == notYet {
+		if at, ok := r.notes(l, m, e); ok && r.has(l, m, at, e.event.ID) == notYet {
 			return true
 		}
 	}
 	return false
 }
 
-// delivers tells whether lane m delivers, or has delivered, the event that an entry of lane l
-// notes to be at this place of m's log. The nodes of a cluster lose what they lose each by
-// itself: what an entry notes of another node's log may not hold any more.
-func (r *reader) delivers(l, m *lane, at Position, id string) answer {
-	a := yes
-	if m.passedOver(at) {
-		a = no
-	} else if r.bus.log.perChannel {
-		a = r.has(l, m, at, id)
-	}
-	if a == no {
-		a = l.again(m, at, id)
-	}
-	return a
-}
-
-// again tells whether an event is in m's log once more. The log with the place that was noted is
-// lost; who then published the event again has put it where the new one begins, and the lane
-// has it from there. That is looked up, in the first page: a reader that was resumed
-// does not remember it.
-func (l *lane) again(m *lane, lost Position, id string) answer {
-	begin := Position{epoch: m.place.pos.epoch}
-	switch end, _ := m.tail.end(); {
-	case lost.epoch == begin.epoch && end.epoch != begin.epoch && len(m.view.entries) == 0:
-		return notYet // the lane is about to be told that its log is lost
-	case lost.epoch == begin.epoch || m.place.pos.seq == noLog:
-		return no
-	}
-	a := l.asks(m)
-	v, ok := m.tail.pages.find(begin)
-	if !ok && a.flight != nil && a.at == begin && isClosed(a.flight.done) {
-		if p := a.flight.page; p != nil {
-			v, ok = p.from(begin)
-			ok = ok || a.own
-		}
-		if !ok {
-			a.flight = nil // it failed, or was to read something else
-		}
-	}
-	if !ok {
-		if a.flight == nil || a.at != begin {
-			a.at = begin
-			a.flight, a.own = m.tail.pages.join(m.tail, begin, true)
-			l.asked[m] = a
-		}
-		return notYet
-	}
-	for i := range v.entries {
-		if e := &v.entries[i]; e.event != nil && e.event.ID == id && !m.passedOver(e.pos) {
-			return yes
-		}
-	}
-	return no
-}
-
 // has tells whether lane m has delivered, or will, the event that an entry of lane l
 // notes to be at this position of m's log.
 func (r *reader) has(l, m *lane, at Position, id string) answer {
+	if slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }) {
+		return yes // before the gap, the lane had it
+	}
 	at.mark = fingerprint(id)
 	pos := m.place.pos
 	found, same, end := m.tail.compare(at)
