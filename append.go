@@ -20,19 +20,21 @@ type record struct {
 	kind  ChannelKind
 	event []byte // its JSON without cursor
 	id    string
-	also  string // where an earlier call has appended it, as in append.lua
+	also  string // where other calls have found or appended it, as in append.lua
 
 	idempotent bool     // look for a marker, and leave one
+	only       bool     // look for it, and append nothing
 	look       int      // search that many of the newest entries for the id, and leave a marker
 	since      Position // but none that the log had before the first attempt, which was made then
 }
 
 // An appended is what became of a record.
 type appended struct {
-	pos   Position
+	pos   Position // zero: it is not there, and was only looked for
 	err   error
-	again bool // the log had it already
-	sure  bool // the error, if any, says for certain that the log does not have it
+	again bool   // the log had it already,
+	also  string // and notes that it was there before
+	sure  bool   // the error, if any, says for certain that the log does not have it
 }
 
 // A group has one reply: the records of a log that are nothing but appended, in a row; or a
@@ -57,7 +59,9 @@ func (r *record) how(head Position) string {
 	if r.since.epoch == head.epoch && r.since.seq > rewindable {
 		since = strconv.FormatInt(r.since.seq-rewindable, 10)
 	}
-	if r.idempotent || r.look > 0 {
+	if r.only {
+		marker = "?"
+	} else if r.idempotent || r.look > 0 {
 		marker = "1"
 	}
 	return fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
@@ -166,7 +170,7 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
 	for n, g := range c.groups {
 		parseGroup(replies[n], g, c.records, results)
 		for _, i := range slices.Backward(g.records) {
-			if results[i].err == nil && !results[i].again {
+			if results[i].err == nil && !results[i].again && !results[i].pos.IsZero() {
 				l.saw(c.records[i].name, results[i].pos, c.heads[g.log])
 				break // what is before it is older
 			}
@@ -179,32 +183,34 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
 func parseGroup(reply any, g group, records []*record, results []appended) {
 	if list, ok := reply.([]any); ok && len(list) == len(g.records) {
 		for n, i := range g.records {
-			results[i] = parseAppended(list[n], records[i].id)
+			results[i] = parseAppended(list[n], records[i])
 		}
 		return
 	}
-	first := parseAppended(reply, records[g.records[0]].id)
+	first := parseAppended(reply, records[g.records[0]])
 	for n, i := range g.records {
 		results[i] = first
-		if first.err == nil {
+		if first.err == nil && !first.pos.IsZero() {
 			results[i].pos.seq += int64(n)
 			results[i].pos.mark = fingerprint(records[i].id)
 		}
 	}
 }
 
-func parseAppended(reply any, id string) appended {
+func parseAppended(reply any, r *record) appended {
 	s, _ := reply.(string)
-	if s == "" || !strings.Contains("!~+=", s[:1]) {
+	switch {
+	case s == "-" && r.only:
+		return appended{}
+	case s == "" || !strings.Contains("!~+=", s[:1]):
 		return appended{err: fmt.Errorf("unexpected reply %T to append", reply)}
-	}
-	switch s[0] {
-	case '!':
+	case s[0] == '!':
 		return appended{err: replyError(s[1:]), sure: true}
-	case '~':
+	case s[0] == '~':
 		return appended{err: fmt.Errorf("the event is in the log, but then: %w", replyError(s[1:]))}
 	}
-	pos, err := ParsePosition(s[1:])
-	pos.mark = fingerprint(id)
-	return appended{pos: pos, err: err, again: s[0] == '='}
+	at, also, _ := strings.Cut(s[1:], " ")
+	pos, err := ParsePosition(at)
+	pos.mark = fingerprint(r.id)
+	return appended{pos: pos, err: err, again: s[0] == '=', also: also}
 }

@@ -14,16 +14,20 @@
 --       before, and how: '' or 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
 --          since   a seq; entries of the caller's epoch up to it are not searched
---          marker  1 to leave a marker, or ''
---          also    where an earlier call has appended the event, or ''
+--          marker  '1' to leave a marker; '?' to append nothing, and leave one where
+--                  the event is; or ''
+--          also    where other calls have found the event or appended it, or ''
 --       Markers are looked at for every event: it may be a first attempt that comes
 --       late, when the event was published again already.
---       An event that goes to several logs comes as many times, one behind the
---       other; every entry but the first notes in its field 'also' where those
---       before it are: '<channel>@<position>', with blanks between.
+--       An event that goes to several logs comes as many times, one behind the other.
+--       It is looked for in all of them before it is appended to any. An entry notes in
+--       its field 'also' where the event was before: '<channel>@<position>', with blanks
+--       between. Its message has a blank before "cursor" if some of that was another
+--       call's doing: then the messages just before it do not tell.
 -- reply for each log with n > 0, then for each of the other events, a string:
 --       '+<position>' appended, and for n events that those behind the first have the
---       numbers behind it; '=<position>' was there already; '~<error>' appended but then
+--       numbers behind it; '=<position> <also>' was there already, with what its entry
+--       notes; '-' was not, and nothing was to be appended; '~<error>' appended but then
 --       something failed (of n events: of any); '!<error>' not appended. Where n events
 --       fare differently, a list of these.
 -- Nothing here raises an error once something may be written: the caller takes one
@@ -152,14 +156,24 @@ local function append(log, event, also)
   return id
 end
 
--- The position that a marker has, or nil. A marker outlives a log that was lost: then the
--- event is not there.
-local function markerOf(log, key)
-  local there = pcall('GET', key)
-  if type(there) == 'string' and string.match(there, '^%d+') == epochOf(log) then return there end
+-- What an entry notes.
+local function noted(entry)
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'also' then return entry[2][i + 1] end
+  end
+  return ''
 end
 
--- The position of the event with this id among the newest entries, or nil.
+-- The position that a marker has and what the entry there notes, or nil. A marker outlives a
+-- log that was lost: then the event is not there.
+local function markerOf(log, key)
+  local there = pcall('GET', key)
+  if type(there) ~= 'string' or string.match(there, '^%d+') ~= epochOf(log) then return nil end
+  local entry = pcall('XRANGE', KEYS[log], there, there)[1]
+  return there, entry and noted(entry) or ''
+end
+
+-- The same for the event with this id among the newest entries.
 local function find(log, id, look, since)
   local want, from = '{"id":"' .. id .. '"', '+'
   since = tonumber(since) or -1
@@ -167,7 +181,7 @@ local function find(log, id, look, since)
     local page = pcall('XREVRANGE', KEYS[log], from, '-', 'COUNT', math.min(look, 100))
     if page.err or #page == 0 then return nil end
     for _, entry in ipairs(page) do
-      if sub(entry[2][2] or '', 1, #want) == want then return entry[1] end
+      if sub(entry[2][2] or '', 1, #want) == want then return entry[1], noted(entry) end
       local epoch, seq = string.match(entry[1], '^(%d+)-(%d+)$')
       if epoch == callers[log] and tonumber(seq) <= since then return nil end
     end
@@ -176,65 +190,91 @@ local function find(log, id, look, since)
   end
 end
 
+-- Adds to notes those that are not among them.
+local function join(notes, more)
+  for note in string.gmatch(more, '[^ ]+') do
+    if not string.find(' ' .. notes .. ' ', ' ' .. note .. ' ', 1, true) then
+      notes = notes .. (notes == '' and '' or ' ') .. note
+    end
+  end
+  return notes
+end
+
 -- Publishes what was appended. The reply for it.
-local function ring(log, event, id)
-  local rung = pcall(publish, channels[log], sub(event, 1, -2) .. ',"cursor":"' .. id .. '"}')
+local function ring(log, event, id, told)
+  local rung = pcall(publish, channels[log], sub(event, 1, -2) .. (told and ',' or ', ') .. '"cursor":"' .. id .. '"}')
   touched[log] = true
   if type(rung) == 'table' and rung.err then return '~' .. rung.err end
   return '+' .. id
 end
 
--- The reply for an event, and where it is, if it is there.
-local function one(log, event, how, also)
-  local there, own
-  if marked[log] then
-    there = markerOf(log, marker(log, string.match(event, '^{"id":"([^"]*)"') or ''))
-  end
-  if how ~= '' then
-    local id, look, since, mark = string.match(how, '^([^|]*)|(%d+)|(%d*)|(%d*)|')
-    if mark ~= '' then own = marker(log, id) end
-    if not there then there = find(log, id, tonumber(look), since) end
-  end
-  local reply
-  if there then
-    reply = '=' .. there
-  else
-    local id, err = append(log, event, also)
-    if not id then
-      if string.find(err, '^READONLY') then readonly = err end
-      return '!' .. err, nil
+-- The replies for an event that is to be in some logs, each with its log and how.
+local function settle(event, copies)
+  local also = ''
+  for _, c in ipairs(copies) do
+    local log, there, notes = c.log, nil, nil
+    if marked[log] then
+      there, notes = markerOf(log, marker(log, string.match(event, '^{"id":"([^"]*)"') or ''))
     end
-    there, reply = id, ring(log, event, id)
+    if c.how ~= '' then
+      local id, look, since, mark, other = string.match(c.how, '^([^|]*)|(%d+)|(%d*)|([1?]?)|(.*)$')
+      if mark ~= '' then c.own, c.only = marker(log, id), mark == '?' end
+      if not there then there, notes = find(log, id, tonumber(look), since) end
+      also = join(also, other)
+    end
+    if there then
+      c.there, c.reply = there, '=' .. there .. ' ' .. notes
+      also = join(join(also, channels[log] .. '@' .. there), notes)
+    end
   end
-  if own then
-    local set = pcall('SET', own, there, 'PX', ARGV[1])
-    if not set.err then set = pcall('SET', marker(log, ''), '', 'PX', ARGV[1]) end
-    if set.err then reply = '~' .. set.err end
-    marked[log] = true
+  local told = also == ''
+  for i, c in ipairs(copies) do
+    local log, err = c.log, nil
+    if c.only and not c.there then
+      -- A replica, that was a master once, does not know.
+      local may = pcall('PERSIST', KEYS[log] .. ':none')
+      if type(may) == 'table' and string.find(may.err, '^READONLY') then readonly = may.err end
+      c.reply = '-'
+    elseif not c.there then
+      c.there, err = append(log, event, also)
+      if c.there then
+        c.reply = ring(log, event, c.there, told)
+        also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. c.there
+      else
+        if string.find(err, '^READONLY') then readonly = err end
+        c.reply = '!' .. err
+      end
+    end
+    if c.own and c.there then
+      local set = pcall('SET', c.own, c.there, 'PX', ARGV[1])
+      if not set.err then set = pcall('SET', marker(log, ''), '', 'PX', ARGV[1]) end
+      if set.err then c.reply = '~' .. set.err end
+      marked[log] = true
+    end
+    copies[i] = c.reply
   end
-  return reply, there
+  return copies
 end
 
 for _, rest in ipairs(left or {}) do
   local log, all, alike = rest.log, {}, true
   if rest.stale then takeBack(log, rest.stale) end
   for i = 1, rest.n do
-    all[i] = one(log, ARGV[rest.at + i - 1], '', '')
+    all[i] = settle(ARGV[rest.at + i - 1], {{log = log, how = ''}})[1]
     alike = alike and string.byte(all[i]) == 43 -- '+'
   end
   alike = alike and string.match(all[1], '^.%d+') == string.match(all[rest.n], '^.%d+')
   replies[rest.reply] = alike and all[1] or all
   logOf[rest.reply] = log
 end
-local event, also = '', ''
 while a <= #ARGV do
-  local log, how, there = tonumber(ARGV[a]), ARGV[a + 2], nil
-  if ARGV[a + 1] ~= '' then event, also = ARGV[a + 1], '' end
-  if also == '' then also = string.match(how, '^[^|]*|%d+|%d*|%d*|(.*)$') or '' end
-  replies[#replies + 1], there = one(log, event, how, also)
-  logOf[#replies] = log
-  if there then also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. there end
-  a = a + 3
+  local event, copies, first = ARGV[a + 1], {}, #replies
+  repeat
+    copies[#copies + 1] = {log = tonumber(ARGV[a]), how = ARGV[a + 2]}
+    logOf[first + #copies] = copies[#copies].log
+    a = a + 3
+  until a > #ARGV or ARGV[a + 1] ~= ''
+  for i, reply in ipairs(settle(event, copies)) do replies[first + i] = reply end
 end
 if readonly then
   -- Nothing was written. As an error of the whole call, it makes the client drop its

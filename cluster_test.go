@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -354,6 +355,68 @@ func TestOneLogOfSeveralIsLost(t *testing.T) {
 	}
 	require.Equal(t, countTo(0, n), texts)
 	require.Equal(t, 1, gaps)
+}
+
+// TestPublishedAgainAfterOneLogWasLost: one of an event's logs is lost, and the event is
+// published again. The other logs still have it, and note places that are no more. Who has had
+// some of the events and resumes gets the others, each once.
+func TestPublishedAgainAfterOneLogWasLost(t *testing.T) {
+	for name, rdb := range map[string]redis.UniversalClient{
+		"lone": redistest.Start(t).Client(t), "cluster": redistest.StartCluster(t, 3, false).Client(t),
+	} {
+		bus, other := newBus(t, rdb), newBus(t, rdb)
+		for lost, which := range []string{"project", "agent", "user"} {
+			for _, seen := range []int{0, 3} {
+				for _, reads := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2}, {0, 2}} {
+					t.Run(fmt.Sprintf("%s/%s lost after %d/reads %v", name, which, seen, reads), func(t *testing.T) {
+						t.Parallel()
+						ctx, project := deadline(t), uuid.New()
+						channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New())}
+						var read []eventbus.Channel
+						for _, i := range reads {
+							read = append(read, channels[i])
+						}
+						follow(t, bus, now(t, bus, read...)) // so that both processes listen
+						follow(t, other, now(t, bus, read...))
+						sub, events := now(t, bus, read...), make([]eventbus.Event, 8)
+						for i := range events {
+							events[i] = message(t, project, fmt.Sprint(i))
+							require.NoError(t, bus.Publish(ctx, events[i], channels...))
+						}
+						var texts []string
+						next := func(bus *eventbus.Bus) {
+							for ev, err := range bus.SubscribeWith(ctx, sub) {
+								var gap *eventbus.GapError
+								if errors.As(err, &gap) {
+									sub.After = gap.Cursor
+									continue
+								}
+								require.NoError(t, err)
+								texts = append(texts, text(t, ev))
+								sub.After = ev.Cursor
+								return
+							}
+						}
+						for range seen {
+							next(bus)
+						}
+						require.NoError(t, rdb.Del(ctx, logKey(channels[lost])).Err())
+						slices.Reverse(channels[1:])
+						for _, ev := range events {
+							_, err := other.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels, Idempotent: true})
+							require.NoError(t, err)
+						}
+						for i := seen; i < len(events); i++ {
+							next([]*eventbus.Bus{bus, other}[i%2])
+						}
+						require.NoError(t, bus.Publish(ctx, message(t, project, "end"), channels...))
+						next(bus)
+						require.Equal(t, append(countTo(0, len(events)), "end"), texts)
+					})
+				}
+			}
+		}
+	}
 }
 
 // TestChannelsOfANodeShareARoundTrip publishes to many channels at once, on nodes that

@@ -144,11 +144,13 @@ type hole struct{ after, upto Position }
 
 // has tells whether the event at p is in the hole.
 func (h hole) has(p Position) bool {
-	behind := h.after.epoch == p.epoch && p.seq > h.after.seq
-	if p.epoch == h.upto.epoch {
-		return p.seq <= h.upto.seq && (behind || h.after.epoch != p.epoch)
+	switch {
+	case p.epoch == h.upto.epoch:
+		return p.seq <= h.upto.seq && (h.after.epoch != p.epoch || p.seq > h.after.seq)
+	case p.epoch == h.after.epoch:
+		return p.seq > h.after.seq
 	}
-	return behind || h.after.IsZero() || h.after.epoch < p.epoch && p.epoch < h.upto.epoch
+	return h.after.epoch < p.epoch && p.epoch < h.upto.epoch
 }
 
 // The bytes of a cursor, before base64url:

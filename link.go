@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -283,9 +284,8 @@ func (l *link) question() {
 
 // A note says that an event is in the log of a channel. Messages of one event on
 // several channels come one behind the other, as one script has published them: so
-// the link knows of an event what its log entries have in writing. From the nodes of a
-// cluster they come in any order, and say nothing: there, a message on an agent's or a
-// user's channel is but a doorbell, and the log is read.
+// the link knows of an event what its log entries have in writing. A message that says
+// that there is more to it (see notesMore) is but a doorbell, and the log is read.
 type note struct {
 	id   string
 	name string
@@ -323,18 +323,21 @@ func (l *link) deliver(name, payload string) {
 		f.bus.unreadable(err)
 		return
 	}
-	also, noted := "", true
-	switch {
-	case ev.Position.IsZero():
-	case !f.log.perChannel:
+	also, noted := "", !notesMore(payload)
+	if !ev.Position.IsZero() && !f.log.perChannel {
 		also = l.notes(&ev, name)
-		noted = also != "" || !f.listensElsewhere(&ev, name)
-	case t.channel.Kind() == AgentKind || t.channel.Kind() == UserKind:
-		noted = false
+		noted = noted && (also != "" || !f.listensElsewhere(&ev, name))
 	}
 	if !t.offer(ev, also, noted, f.log.began(name, &ev)) {
 		f.want(true, t)
 	}
+}
+
+// notesMore tells whether the entry of a message notes what the messages before it do not
+// tell. append.lua says so with a blank that JSON has no meaning for.
+func notesMore(payload string) bool {
+	i := strings.LastIndex(payload, `"cursor":"`)
+	return i > 0 && payload[i-1] == ' '
 }
 
 // listensElsewhere tells whether an event that came on this channel was to come on its

@@ -1,88 +1,98 @@
 package eventbus
 
 import (
+	"iter"
 	"slices"
 	"strings"
 )
 
 // What several channels of a subscription have is delivered once: here it is decided from
 // which of them.
+//
+// An entry notes all places where its event was before, in whatever log, be it lost by now.
+// An event was delivered if a lane has gone over one of these places other than in a hole:
+// it was delivered there, or that entry's notes said the same of it. So the answer depends on
+// the logs and on where the reader stands, not on what it remembers, and holds across a
+// resume. It needs each lane to wait for those that have yet to go over such a place. They
+// cannot wait for each other: what an entry notes was there before the entry.
 
-// elsewhere tells whether the event of an entry is delivered from another lane:
-// from the first that it was appended to. Entries note where that was, so the answer
-// does not depend on what this reader remembers, and holds across a resume.
-func (r *reader) elsewhere(l *lane, e *entry) bool {
-	if !e.foreign() {
-		for _, m := range r.lanes {
-			if at, ok := r.notes(l, m, e); ok && (!r.bus.log.perChannel || r.has(l, m, at, e.event.ID) == yes) {
-				return true
-			}
-		}
-	}
-	return r.seen.elsewhere(e.event.ID, l)
-}
-
-// notes finds where an entry of lane l says that its event is in lane m, unless m has
-// passed over that place.
-func (r *reader) notes(l, m *lane, e *entry) (Position, bool) {
-	if m == l {
-		return Position{}, false
-	}
-	at, ok := noted(e.also, m.tail.name)
-	return at, ok && !slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) })
-}
-
-// An answer can be that it is not known yet.
+// An answer to whether an event was delivered. It can be that it is not known yet.
 type answer int
 
 const (
-	no answer = iota
-	yes
-	notYet
+	no     answer = iota
+	yes           // or it needs not be
+	behind        // another lane has to come to it first
+	notYet        // something has to be read first
 )
 
-// pending tells whether the next entry of a lane has to wait for another lane. The nodes of
-// a cluster lose what they lose each by itself: what an entry notes of another node's
-// log may not hold any more, so the lane there goes first.
-func (r *reader) pending(l *lane) bool {
+// judge tells whether the event of a lane's next entry was delivered from an entry that it notes.
+func (r *reader) judge(l *lane) answer {
 	e := &l.view.entries[0]
-	if !r.bus.log.perChannel || e.event == nil || e.foreign() {
-		return false
+	verdict := no
+	if e.event == nil || e.foreign() {
+		return verdict
 	}
-	for _, m := range r.lanes {
-		if at, ok := r.notes(l, m, e); ok && r.has(l, m, at, e.event.ID) == notYet {
-			return true
+	for name, at := range notes(e.also) {
+		for _, m := range r.lanes {
+			if m.tail.name != name {
+				continue
+			}
+			at.mark = fingerprint(e.event.ID)
+			a := r.had(l, m, at, e.event.ID)
+			if a == yes {
+				return yes
+			}
+			verdict = max(verdict, a)
 		}
 	}
-	return false
+	return verdict
 }
 
-// has tells whether lane m has delivered, or will, the event that an entry of lane l
-// notes to be at this position of m's log.
-func (r *reader) has(l, m *lane, at Position, id string) answer {
-	if slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }) {
-		return yes // before the gap, the lane had it
-	}
-	at.mark = fingerprint(id)
+// had tells whether lane m has gone over the event that an entry of lane l notes to be at this
+// position of m's log.
+func (r *reader) had(l, m *lane, at Position, id string) answer {
 	pos := m.place.pos
-	found, same, end := m.tail.compare(at)
+	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq
 	switch {
-	case found && same:
+	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }):
+		return no
+	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }):
+		return yes // before the gap
+	case at.epoch < pos.epoch || ahead && m == l:
+		return no // what it was there, this subscription does not know
+	case ahead:
+		return r.will(l, m, at)
+	case !r.bus.log.perChannel:
+		return yes
+	}
+	// The nodes of a cluster lose what they lose each by itself: what an entry notes
+	// of another node's log may be another event by now.
+	found, same, _ := m.tail.compare(at)
+	_, seen := r.seen.lanes[id]
+	switch {
+	case found && same, seen:
 		return yes
 	case found:
 		return no
-	case at.epoch == pos.epoch && at.seq <= m.began.seq && m.began.epoch == pos.epoch:
+	case m.began.epoch == at.epoch && at.seq <= m.began.seq:
 		return yes // before this subscription was resumed
-	case at.epoch == pos.epoch && at.seq <= pos.seq:
-		if _, ok := r.seen.lanes[id]; ok {
-			return yes
-		}
-		if len(r.seen.order) < recentEvents {
-			return no
-		}
-		return l.lookUp(m, at)
-	case at.epoch == end.epoch && at.seq <= end.seq:
-		return notYet // the lane is on its way there
+	case len(r.seen.order) < recentEvents:
+		return no
+	}
+	return l.lookUp(m, at)
+}
+
+// will tells whether lane m is going to come to an event that an entry of lane l notes.
+func (r *reader) will(l, m *lane, at Position) answer {
+	found, same, end := m.tail.compare(at)
+	switch {
+	case found && !same:
+		return no
+	case (found || at.epoch == end.epoch && at.seq <= end.seq) && len(m.view.entries) > 0:
+		return behind
+	case found || at.epoch == end.epoch && at.seq <= end.seq:
+		return notYet
 	}
 	// The tail may not have it yet. Whatever l's view notes was in m's log before the
 	// view was filled, so a read that begins from now on will tell.
@@ -96,6 +106,44 @@ func (r *reader) has(l, m *lane, at Position, id string) answer {
 		return notYet
 	}
 	return no
+}
+
+// turn gives the lane with the oldest event of those that need not wait for another; if
+// there is none, whether any does.
+func (r *reader) turn() (next *lane, waits bool) {
+	var first *lane // of those that wait
+	circle := true  // each for another that waits
+	for _, l := range r.lanes {
+		l.waits = false
+	}
+	for {
+		next = nil
+		for _, l := range r.lanes {
+			if len(l.view.entries) > 0 && !l.waits && (next == nil || l.older(next)) {
+				next = l
+			}
+		}
+		if next == nil || len(r.lanes) == 1 {
+			break
+		}
+		next.verdict = r.judge(next)
+		switch next.verdict {
+		case no, yes:
+			return next, false
+		case notYet:
+			circle = false
+		}
+		if next.waits = true; first == nil {
+			first = next
+		}
+	}
+	if first != nil && circle {
+		// Only notes that are not true, by what a master that took over lacks or somebody
+		// else's hand, can do that.
+		first.verdict = no
+		return first, false
+	}
+	return next, first != nil
 }
 
 // An asked is what one lane has to find out of another's log.
@@ -142,22 +190,24 @@ func (l *lane) lookUp(m *lane, at Position) answer {
 	return notYet
 }
 
-// noted finds where the notes of an entry say that its event is in a channel.
-func noted(also, name string) (Position, bool) {
-	for note := range strings.FieldsSeq(also) {
-		if channel, at, _ := strings.Cut(note, "@"); channel == name {
-			pos, err := ParsePosition(at)
-			return pos, err == nil
+// notes gives what an entry notes: channels, and positions in their logs.
+func notes(also string) iter.Seq2[string, Position] {
+	return func(yield func(string, Position) bool) {
+		for note := range strings.FieldsSeq(also) {
+			name, at, _ := strings.Cut(note, "@")
+			if pos, err := ParsePosition(at); err == nil && !yield(name, pos) {
+				return
+			}
 		}
 	}
-	return Position{}, false
 }
 
 // A passed hole matters until the other lanes are where their logs ended when it
 // was passed: events behind that place are not in the hole.
 type passed struct {
 	hole
-	ends []Position // by lane
+	reads []int64    // by lane: how often its tail will have been read when that is known; 0 it is
+	ends  []Position // by lane
 }
 
 // maxHoles bounds what is remembered of a lane with gap after gap.
@@ -169,9 +219,10 @@ func (r *reader) pass(l *lane, h hole) {
 	if len(r.lanes) == 1 {
 		return
 	}
-	p := passed{hole: h, ends: make([]Position, len(r.lanes))}
+	p := passed{hole: h, reads: make([]int64, len(r.lanes)), ends: make([]Position, len(r.lanes))}
 	for i, m := range r.lanes {
-		p.ends[i], m.from = m.tail.end()
+		p.reads[i] = m.tail.reads.Load() + 2
+		_, m.from = m.tail.end()
 		if m != l && m.place.attached { // else what it has is from its log already
 			m.view, m.place.attached = view{}, false
 		}
@@ -193,8 +244,17 @@ func (r *reader) forgetHoles() {
 	for _, l := range r.lanes {
 		l.holes = slices.DeleteFunc(l.holes, func(p passed) bool {
 			for i, m := range r.lanes {
+				if m == l {
+					continue
+				}
+				if p.reads[i] > m.tail.reads.Load() {
+					return false
+				} else if p.reads[i] > 0 {
+					p.reads[i] = 0
+					p.ends[i], _ = m.tail.end()
+				}
 				at, end := m.place.pos, p.ends[i]
-				if m != l && end.seq > 0 && (at.epoch < end.epoch || at.epoch == end.epoch && at.seq < end.seq) {
+				if end.seq > 0 && (at.epoch < end.epoch || at.epoch == end.epoch && at.seq < end.seq) {
 					return false
 				}
 			}

@@ -138,13 +138,27 @@ func (p *publication) names() []string {
 // run appends all records, trying again what may succeed later. Where channels need
 // calls of their own, one comes after the other, the project's first, so that each
 // entry can note where the event is already. Without the project's, there are no others.
+// An event that may have been published before is looked for in all logs first, as the
+// one call does where there is one: while a log cannot be asked, it is appended to none.
 func (p *publication) run(ctx context.Context) error {
+	all := make([]int, len(p.records))
+	for i := range all {
+		all[i] = i
+	}
 	if !p.bus.log.perChannel {
-		return p.attempt(ctx, 0, len(p.records)) // one call, in which it is the first
+		return p.attempt(ctx, all, false) // one call, in which the project's is the first
+	}
+	if len(all) > 1 && p.records[0].look > 0 {
+		if err := p.attempt(ctx, all, true); err != nil {
+			return err
+		}
 	}
 	var first error
-	for i := range p.records {
-		err := p.attempt(ctx, i, i+1)
+	for i := range all {
+		if !p.results[i].pos.IsZero() {
+			continue
+		}
+		err := p.attempt(ctx, all[i:i+1], false)
 		if first == nil {
 			first = err
 		}
@@ -155,42 +169,31 @@ func (p *publication) run(ctx context.Context) error {
 	return first
 }
 
-// notes says where earlier calls have appended the event, for the i-th record.
+// notes says where the event is, as far as other calls than that for the i-th record have told.
 func (p *publication) notes(i int) string {
 	var notes []string
-	for j := range i {
-		if r := &p.results[j]; r.err == nil && !r.pos.IsZero() {
-			notes = append(notes, p.records[j].name+"@"+r.pos.String())
+	add := func(note string) {
+		if !slices.Contains(notes, note) {
+			notes = append(notes, note)
+		}
+	}
+	for j := range p.results {
+		if r := &p.results[j]; j != i && r.err == nil && !r.pos.IsZero() {
+			add(p.records[j].name + "@" + r.pos.String())
+			for note := range strings.FieldsSeq(r.also) {
+				add(note)
+			}
 		}
 	}
 	return strings.Join(notes, " ")
 }
 
-// attempt appends the records from to until, exclusive.
-func (p *publication) attempt(ctx context.Context, from, until int) error {
+// attempt appends some records, or only looks for them.
+func (p *publication) attempt(ctx context.Context, records []int, only bool) error {
 	var retry backoff
-	var few [4]int
-	pending := few[:0]
-	for i := from; i < until; i++ {
-		pending = append(pending, i)
-	}
+	pending := slices.Clone(records)
 	for attempts := 1; ; attempts++ {
-		c := &commit{done: make(chan struct{})} // a worker can outlast this call
-		c.records = c.single[:0]
-		for _, i := range pending {
-			p.records[i].also = p.notes(i)
-			c.records = append(c.records, p.records[i])
-		}
-		results, err := p.bus.commits.do(ctx, c)
-		for n, i := range pending {
-			p.results[i] = results[n]
-			if err == nil {
-				p.records[i].since = c.records[n].since
-			}
-			if r := &results[n]; r.err != nil && !r.sure {
-				p.records[i].look = lookAll // it may be there: from now on, look first
-			}
-		}
+		err := p.commit(ctx, pending, only)
 		if err != nil {
 			return err
 		}
@@ -221,6 +224,46 @@ func (p *publication) attempt(ctx context.Context, from, until int) error {
 			return ErrClosed
 		}
 	}
+}
+
+// commit makes one attempt. The calls for several nodes are under way at the same time.
+func (p *publication) commit(ctx context.Context, pending []int, only bool) (err error) {
+	share := len(pending)
+	if p.bus.log.perChannel {
+		share = 1
+	}
+	type part struct {
+		*commit
+		queue *commitQueue
+		of    []int
+	}
+	var few [4]part
+	parts := few[:0]
+	for of := range slices.Chunk(pending, share) {
+		c := &commit{done: make(chan struct{})} // a worker can outlast this call
+		c.records = c.single[:0]
+		for _, i := range of {
+			p.records[i].also, p.records[i].only = p.notes(i), only
+			c.records = append(c.records, p.records[i])
+		}
+		parts = append(parts, part{c, p.bus.commits.add(ctx, c), of})
+	}
+	for _, part := range parts {
+		results, failed := part.queue.wait(ctx, p.bus.ctx, part.commit)
+		if failed != nil {
+			err = failed
+		}
+		for n, i := range part.of {
+			p.results[i] = results[n]
+			if failed == nil {
+				p.records[i].since = part.records[n].since
+			}
+			if r := &results[n]; r.err != nil && !r.sure && !only {
+				p.records[i].look = lookAll // it may be there: from now on, look first
+			}
+		}
+	}
+	return err
 }
 
 // failed makes the error of what the results say.
@@ -294,14 +337,14 @@ func (cs *commits) queue(node string) *commitQueue {
 	return q
 }
 
-// do waits for the results of a commit, whose records go to one node.
-func (cs *commits) do(ctx context.Context, c *commit) ([]appended, error) {
+// add queues a commit, whose records go to one node.
+func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
 	q := cs.queue(cs.bus.log.node(ctx, c.records[0].name))
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
 	signal(q.wake)
-	return q.wait(ctx, cs.bus.ctx, c)
+	return q
 }
 
 // wait gives a commit's results; with an error, they say why there are none.

@@ -44,6 +44,8 @@ type lane struct {
 	rewound bool
 	began   Position        // where the subscription began
 	loads   uint64          // how often view was filled
+	verdict answer          // of judge, for the next entry
+	waits   bool            // used by turn alone
 	asked   map[*lane]asked // what is to be found out of other lanes' logs, for view
 	from    uint64          // ordinal in the tail before which a reader of several channels reads the log
 
@@ -327,44 +329,36 @@ const pendingPause = 5 * time.Millisecond
 
 // step looks once what there is. With nothing, the waiter is set.
 func (r *reader) step(ctx context.Context) (step, error) {
-	var best *lane
 	var failed error
-	waits := false
 	for passed := -1; passed != r.passed; { // passing over a hole sends other lanes back
-		passed, best, failed, waits = r.passed, nil, nil, false
+		passed, failed = r.passed, nil
 		for _, l := range r.lanes {
-			if len(l.view.entries) == 0 {
-				gap, err := r.load(ctx, l)
-				if gap != nil {
-					gap.Cursor = r.cursor()
-					r.bus.stats.gaps.Add(1)
-					return step{gap: gap}, nil
-				}
-				if err != nil {
-					failed = err
-				}
-			}
-			if len(l.view.entries) == 0 || best != nil && len(best.view.entries) > 0 && !l.older(best) {
+			if len(l.view.entries) > 0 {
 				continue
 			}
-			if len(r.lanes) > 1 && r.pending(l) {
-				waits = true
-				continue
+			gap, err := r.load(ctx, l)
+			if gap != nil {
+				gap.Cursor = r.cursor()
+				r.bus.stats.gaps.Add(1)
+				return step{gap: gap}, nil
 			}
-			best = l
+			if err != nil {
+				failed = err
+			}
 		}
 	}
-	if best == nil && waits && failed == nil {
+	next, waits := r.turn()
+	if next == nil && waits && failed == nil {
 		failed = errPending
 	}
-	if best == nil {
+	if next == nil {
 		return step{}, failed
 	}
-	v := best.view
+	v := next.view
 	if len(r.lanes) > 1 {
 		v.entries = v.entries[:1] // then it may be another lane's turn
 	}
-	return step{lane: best, view: v}, nil
+	return step{lane: next, view: v}, nil
 }
 
 // load gets a lane its next entries, from the tail or, where that does not reach
@@ -426,10 +420,10 @@ func (r *reader) take(st step, n int) {
 	r.forgetHoles()
 }
 
-// wants tells whether an entry is to be delivered: not when its type is left
-// out, and not when its event comes, or came, from another lane.
+// wants tells whether the entry of a step is to be delivered: not when its type is left
+// out, and not when its event came from another lane.
 func (r *reader) wants(l *lane, e *entry) bool {
-	if e.event == nil || len(r.lanes) > 1 && r.elsewhere(l, e) {
+	if e.event == nil || len(r.lanes) > 1 && (l.verdict == yes || r.seen.elsewhere(e.event.ID, l)) {
 		return false
 	}
 	for _, glob := range r.types {
