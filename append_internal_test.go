@@ -3,6 +3,7 @@ package eventbus
 import (
 	"context"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -118,5 +119,20 @@ func TestRetryBesideOthersAfterTheLogWasLost(t *testing.T) {
 			require.True(t, results[others].again, "beside %d with look=%d", others, look)
 			require.EqualValues(t, 2+others, client.XLen(ctx, logKey(name)).Val())
 		}
+	}
+}
+
+// TestReplicaDoesNotSayThatAnEventIsMissing: one that was a master, and lags.
+func TestReplicaDoesNotSayThatAnEventIsMissing(t *testing.T) {
+	ctx, master, replica := context.Background(), redistest.Start(t), redistest.Start(t)
+	host, port, err := net.SplitHostPort(master.Addr)
+	require.NoError(t, err)
+	require.NoError(t, replica.Client(t).ReplicaOf(ctx, host, port).Err())
+	ev := validEvent(t)
+	for client, want := range map[*redis.Client]error{master.Client(t): nil, replica.Client(t): ErrUnavailable} {
+		l := &redisLog{client: client, retention: func(ChannelKind) Retention { return Retention{} }}
+		r := l.append(ctx, [][]*record{{{name: "project:p", event: ev.appendJSON(nil), id: ev.ID, look: 10, only: true}}})[0][0]
+		require.ErrorIs(t, r.err, want)
+		require.True(t, r.pos.IsZero())
 	}
 }

@@ -419,6 +419,49 @@ func TestPublishedAgainAfterOneLogWasLost(t *testing.T) {
 	}
 }
 
+// TestPublishedAgainToMoreChannels: who had an event from one channel, and has resumed since, does
+// not get it from another that it is put into later; not even where the log that had it is lost,
+// and only one that the subscription does not have tells of that.
+func TestPublishedAgainToMoreChannels(t *testing.T) {
+	for name, rdb := range map[string]redis.UniversalClient{
+		"lone": redistest.Start(t).Client(t), "cluster": redistest.StartCluster(t, 3, false).Client(t),
+	} {
+		for _, tc := range []struct {
+			name string
+			read []int // of the project's, the agent's and the user's channel
+			lost bool  // the project's log
+		}{{"live", []int{1, 2}, false}, {"lost", []int{0, 2}, true}} {
+			t.Run(name+"/"+tc.name, func(t *testing.T) {
+				bus, publisher, ctx, project := newBus(t, rdb), newBus(t, rdb), deadline(t), uuid.New()
+				channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New())}
+				var read []eventbus.Channel
+				for _, i := range tc.read {
+					read = append(read, channels[i])
+				}
+				sub, ev := now(t, bus, read...), message(t, project, "0")
+				require.NoError(t, publisher.Publish(ctx, ev, channels[1]))
+				f := follow(t, bus, sub)
+				f.count(1)
+				f.end()
+				sub.After = f.cursor
+				gaps := 0
+				if tc.lost {
+					require.NoError(t, rdb.Del(ctx, logKey(channels[0])).Err())
+					gaps = 1
+				}
+				f = follow(t, bus, sub)
+				require.NoError(t, publisher.Publish(ctx, message(t, project, "1"), channels[1:]...))
+				f.count(1)
+				_, err := publisher.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels[1:], Idempotent: true})
+				require.NoError(t, err)
+				require.NoError(t, publisher.Publish(ctx, message(t, project, "2"), channels[1:]...))
+				f.count(2)
+				f.exactly(countTo(1, 3), gaps)
+			})
+		}
+	}
+}
+
 // TestChannelsOfANodeShareARoundTrip publishes to many channels at once, on nodes that
 // have forgotten the script.
 func TestChannelsOfANodeShareARoundTrip(t *testing.T) {

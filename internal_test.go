@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -622,56 +621,6 @@ func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
 	}
 	require.LessOrEqual(t, n, tailBytes)
 	require.True(t, tl.overflow)
-}
-
-// TestHoleCoversWholeLogsInBetween: one that came and went between its ends.
-func TestHoleCoversWholeLogsInBetween(t *testing.T) {
-	h := hole{after: Position{epoch: 1000, seq: noLog}, upto: Position{epoch: 3000, seq: noLog}}
-	require.True(t, h.has(Position{epoch: 2000, seq: 1}))
-	require.False(t, h.has(Position{epoch: 4000, seq: 1}))
-}
-
-// TestLookUp: what a reader remembers no more, the other lane's log tells.
-func TestLookUp(t *testing.T) {
-	c := ProjectChannel(uuid.New())
-	id := uuid.NewString()
-	at := func(seq int64, id string) Position { return Position{epoch: 1000, seq: seq, mark: fingerprint(id)} }
-	entries := func(from, to int64) []logEntry {
-		var es []logEntry
-		for seq := from; seq <= to; seq++ {
-			es = append(es, logEntry{pos: at(seq, id), event: []byte("{}")})
-		}
-		return es
-	}
-	for name, tc := range map[string]struct {
-		page *logPage
-		err  error
-		at   Position
-		want answer
-	}{
-		"there":   {&logPage{first: at(1, id), last: at(9, id), entries: entries(1, 9)}, nil, at(5, id), yes},
-		"another": {&logPage{first: at(1, id), last: at(9, id), entries: entries(1, 9)}, nil, at(5, "another"), no},
-		"trimmed": {&logPage{first: at(6, id), last: at(9, id), entries: entries(6, 9)}, nil, at(5, id), yes},
-		"gone":    {&logPage{}, nil, at(5, id), no},
-		"failed":  {nil, errPending, at(5, id), notYet},
-	} {
-		t.Run(name, func(t *testing.T) {
-			tl := newTail(c, c.String(), 0, func(error) {}, nil)
-			tl.pages.taken = new(atomic.Int64)
-			reads := 0
-			tl.pages.read = func(_ readRequest, done func(*logPage, error)) {
-				reads++
-				go done(tc.page, tc.err)
-			}
-			l, m := &lane{}, &lane{tail: tl}
-			require.Equal(t, notYet, l.lookUp(m, tc.at))
-			<-l.asked[m].flight.done
-			require.Equal(t, tc.want, l.lookUp(m, tc.at))
-			if tc.err == nil {
-				require.Equal(t, 1, reads)
-			}
-		})
-	}
 }
 
 // TestTimesAreWrittenAndReadAsByTime holds the quick ways against those of package time.
