@@ -194,8 +194,8 @@ func (l *lane) lookUp(m *lane, at Position) answer {
 func notes(also string) iter.Seq2[string, Position] {
 	return func(yield func(string, Position) bool) {
 		for note := range strings.FieldsSeq(also) {
-			name, at, _ := strings.Cut(note, "@")
-			if pos, err := ParsePosition(at); err == nil && !yield(name, pos) {
+			i := strings.LastIndexByte(note, '@') // a prefix can have one too
+			if pos, err := ParsePosition(note[i+1:]); err == nil && i > 0 && !yield(note[:i], pos) {
 				return
 			}
 		}

@@ -87,6 +87,15 @@ func TestWhatAnEntryNotes(t *testing.T) {
 	}
 }
 
+// TestNotesAreReadWithAnyPrefix, and nothing but notes.
+func TestNotesAreReadWithAnyPrefix(t *testing.T) {
+	var got []string
+	for name, at := range notes(" a@b:project:p@5-1  user:u@6-2 5-1 @5-1 agent:a@ agent:a@x-1 agent:a agent:a@5-1@ ") {
+		got = append(got, name+" "+at.String())
+	}
+	require.Equal(t, []string{"a@b:project:p 5-1", "user:u 6-2"}, got)
+}
+
 // TestAnotherEventIsWhereAnEntryNotes: the node of a cluster has lost its end.
 func TestAnotherEventIsWhereAnEntryNotes(t *testing.T) {
 	for _, place := range []int64{4, 5, 9} {

@@ -21,6 +21,7 @@ type PublishOptions struct {
 	// through another process: a log that has an event with this ID keeps its one
 	// entry. The ID is remembered beside the log for 10 minutes; for an earlier
 	// attempt that did not say Idempotent, the newest 1,000 entries are searched.
+	// In a cluster, the event is appended to no log while one of them cannot be asked.
 	Idempotent bool
 }
 
@@ -141,9 +142,10 @@ func (p *publication) names() []string {
 // An event that may have been published before is looked for in all logs first, as the
 // one call does where there is one: while a log cannot be asked, it is appended to none.
 func (p *publication) run(ctx context.Context) error {
-	all := make([]int, len(p.records))
-	for i := range all {
-		all[i] = i
+	var few [4]int
+	all := few[:0]
+	for i := range p.records {
+		all = append(all, i)
 	}
 	if !p.bus.log.perChannel {
 		return p.attempt(ctx, all, false) // one call, in which the project's is the first
@@ -191,7 +193,8 @@ func (p *publication) notes(i int) string {
 // attempt appends some records, or only looks for them.
 func (p *publication) attempt(ctx context.Context, records []int, only bool) error {
 	var retry backoff
-	pending := slices.Clone(records)
+	var few [4]int
+	pending := append(few[:0], records...)
 	for attempts := 1; ; attempts++ {
 		err := p.commit(ctx, pending, only)
 		if err != nil {

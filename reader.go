@@ -268,6 +268,7 @@ func (r *reader) wakeOn(ctx context.Context) (stop func() bool) {
 // says so.
 func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 	var retry backoff
+	pause := pendingPause
 	for {
 		draining := r.bus.isDraining()
 		if err := r.ended(ctx, draining && !drain); err != nil {
@@ -296,7 +297,8 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 			}
 			continue
 		}
-		again := time.After(pendingPause)
+		again := time.After(pause)
+		pause = min(2*pause, 64*pendingPause)
 		if err != errPending {
 			r.bus.warn("reading a log failed; trying again", err)
 			again = retry.after()
