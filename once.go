@@ -20,10 +20,10 @@ import (
 type answer int
 
 const (
-	no     answer = iota
-	yes           // or it needs not be
-	behind        // another lane has to come to it first
-	notYet        // something has to be read first
+	no answer = iota
+	yes
+	behind // another lane has to come to it first
+	notYet // something has to be read first
 )
 
 // judge tells whether the event of a lane's next entry was delivered from an entry that it notes.
@@ -53,16 +53,16 @@ func (r *reader) judge(l *lane) answer {
 // position of m's log.
 func (r *reader) had(l, m *lane, at Position, id string) answer {
 	pos := m.place.pos
-	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq
+	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq || pos.seq == noLog
 	switch {
 	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }):
 		return no
 	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }):
 		return yes // before the gap
-	case at.epoch < pos.epoch || ahead && m == l:
-		return no // what it was there, this subscription does not know
-	case ahead:
+	case ahead && m != l:
 		return r.will(l, m, at)
+	case ahead || at.epoch < pos.epoch:
+		return no // what was there, this subscription does not know
 	case !r.bus.log.perChannel:
 		return yes
 	}

@@ -49,6 +49,7 @@ func TestWhatAnEntryNotes(t *testing.T) {
 		{name: "still to come", place: at(2000, 4), noted: at(2000, 5), lone: notYet, cluster: notYet},
 		{name: "still to come in the next log", place: at(1000, 4), noted: at(2000, 5), lone: notYet, cluster: notYet},
 		{name: "still to come in the first log", place: at(1500, noLog), noted: at(2000, 5), lone: notYet, cluster: notYet},
+		{name: "still to come in the first log, by a clock that is behind", place: at(2500, noLog), noted: at(2000, 5), lone: notYet, cluster: notYet},
 		{name: "not known to be there", place: at(2000, 9), noted: at(2000, 10), lone: notYet, cluster: notYet},
 		{name: "in a gap", place: at(2000, 5), holes: []hole{{at(2000, 2), at(2000, 4)}}, noted: at(2000, 3), lone: no, cluster: no},
 		{name: "behind a gap", place: at(2000, 5), holes: []hole{{at(2000, 2), at(2000, 4)}}, noted: at(2000, 5), lone: yes, cluster: yes},
