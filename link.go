@@ -295,7 +295,8 @@ type note struct {
 // notes gives what is known of an event that now comes on a channel.
 func (l *link) notes(ev *Event, name string) string {
 	also := ""
-	if len(l.prior) > 0 && l.prior[0].id == ev.ID {
+	again := slices.ContainsFunc(l.prior, func(n note) bool { return n.name == name })
+	if len(l.prior) > 0 && l.prior[0].id == ev.ID && !again {
 		for _, n := range l.prior {
 			also += " " + n.name + "@" + n.pos.String()
 		}

@@ -14,7 +14,7 @@ import (
 // it was delivered there, or that entry's notes said the same of it. So the answer depends on
 // the logs and on where the reader stands, not on what it remembers, and holds across a
 // resume. It needs each lane to wait for those that have yet to go over such a place. They
-// cannot wait for each other: what an entry notes was there before the entry.
+// cannot wait for each other, if notes are true: what an entry notes was there before the entry.
 
 // An answer to whether an event was delivered. It can be that it is not known yet.
 type answer int
@@ -39,9 +39,10 @@ func (r *reader) judge(l *lane) answer {
 				continue
 			}
 			at.mark = fingerprint(e.event.ID)
+			// What is read for one note is not to be put off by the next.
 			a := r.had(l, m, at, e.event.ID)
-			if a == yes {
-				return yes
+			if a == yes || a == notYet {
+				return a
 			}
 			verdict = max(verdict, a)
 		}
@@ -59,10 +60,10 @@ func (r *reader) had(l, m *lane, at Position, id string) answer {
 		return no
 	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }):
 		return yes // before the gap
-	case ahead && m != l:
+	case m == l || at.epoch < pos.epoch && !ahead:
+		return no // this subscription does not know what became of it there
+	case ahead:
 		return r.will(l, m, at)
-	case ahead || at.epoch < pos.epoch:
-		return no // what was there, this subscription does not know
 	case !r.bus.log.perChannel:
 		return yes
 	}
@@ -85,10 +86,13 @@ func (r *reader) had(l, m *lane, at Position, id string) answer {
 
 // will tells whether lane m is going to come to an event that an entry of lane l notes.
 func (r *reader) will(l, m *lane, at Position) answer {
+	reads := m.tail.reads.Load() // before it is looked at: a read may end meanwhile
 	found, same, end := m.tail.compare(at)
 	switch {
 	case found && !same:
 		return no
+	case found && m.place.pos.seq == noLog && at.epoch != end.epoch:
+		return yes // its log has expired since
 	case (found || at.epoch == end.epoch && at.seq <= end.seq) && len(m.view.entries) > 0:
 		return behind
 	case found || at.epoch == end.epoch && at.seq <= end.seq:
@@ -98,10 +102,10 @@ func (r *reader) will(l, m *lane, at Position) answer {
 	// view was filled, so a read that begins from now on will tell.
 	a := l.asks(m)
 	if a.reads == 0 {
-		a.reads = m.tail.reads.Load() + 2
+		a.reads = reads + 2
 		l.asked[m] = a
 	}
-	if m.tail.reads.Load() < a.reads {
+	if reads < a.reads {
 		r.bus.feed.want(true, m.tail)
 		return notYet
 	}
@@ -138,8 +142,8 @@ func (r *reader) turn() (next *lane, waits bool) {
 		}
 	}
 	if first != nil && circle {
-		// Only notes that are not true, by what a master that took over lacks or somebody
-		// else's hand, can do that.
+		// Their notes are not true: a master that took over lacks what they speak of, or
+		// somebody else has written them.
 		first.verdict = no
 		return first, false
 	}

@@ -97,6 +97,26 @@ func TestNotesAreReadWithAnyPrefix(t *testing.T) {
 	require.Equal(t, []string{"a@b:project:p 5-1", "user:u 6-2"}, got)
 }
 
+// TestWhatAnExpiredLogHad was delivered to who was there when it expired.
+func TestWhatAnExpiredLogHad(t *testing.T) {
+	gone := Position{epoch: 9000, seq: noLog}
+	r := lanesOf(t, false, 9, Position{epoch: 2000}, gone)
+	l, m := r.lanes[0], r.lanes[1]
+	m.tail.last = gone // the ring still has what was in it
+	l.next(*m.tail.entryLocked(4).event, m, Position{epoch: 2000, seq: 5})
+	require.Equal(t, yes, r.judge(l))
+}
+
+// TestWhatALanesOwnLogHadBefore: a place in a gap that is forgotten says nothing; the event is there now.
+func TestWhatALanesOwnLogHadBefore(t *testing.T) {
+	for _, cluster := range []bool{false, true} {
+		r := lanesOf(t, cluster, 9, Position{epoch: 2000, seq: 8}, Position{epoch: 2000})
+		l := r.lanes[0]
+		l.next(*l.tail.entryLocked(1).event, l, Position{epoch: 2000, seq: 2})
+		require.Equal(t, no, r.judge(l))
+	}
+}
+
 // TestAnotherEventIsWhereAnEntryNotes: the node of a cluster has lost its end.
 func TestAnotherEventIsWhereAnEntryNotes(t *testing.T) {
 	for _, place := range []int64{4, 5, 9} {

@@ -13,7 +13,7 @@
 --       [4] position of the oldest entry, '' when there is none
 --       [5] id of the event at [2], '' when that is not an entry any more
 --       [6] what ARGV[4] asks for: lines of number and id
---       then for each entry: position, event, other channels ('' or names)
+--       then for each entry: position, event, what it notes (see append.lua)
 local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- a write that changes nothing
 if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
 local t = redis.call('TIME')
