@@ -30,10 +30,10 @@ type record struct {
 
 // An appended is what became of a record.
 type appended struct {
-	pos   Position // zero: it is not there, and was only looked for
+	pos   Position // zero where it was only looked for, and is not there
 	err   error
 	again bool   // the log had it already,
-	also  string // and notes that it was there before
+	also  string // and its entry notes this
 	sure  bool   // the error, if any, says for certain that the log does not have it
 }
 

@@ -115,6 +115,13 @@ func (r *reader) will(l, m *lane, at Position) answer {
 // turn gives the lane with the oldest event of those that need not wait for another; if
 // there is none, whether any does.
 func (r *reader) turn() (next *lane, waits bool) {
+	if len(r.lanes) == 1 {
+		l := r.lanes[0]
+		if len(l.view.entries) == 0 {
+			return nil, false
+		}
+		return l, false
+	}
 	var first *lane // of those that wait
 	circle := true  // each for another that waits
 	for _, l := range r.lanes {
@@ -127,7 +134,7 @@ func (r *reader) turn() (next *lane, waits bool) {
 				next = l
 			}
 		}
-		if next == nil || len(r.lanes) == 1 {
+		if next == nil {
 			break
 		}
 		next.verdict = r.judge(next)
@@ -137,7 +144,8 @@ func (r *reader) turn() (next *lane, waits bool) {
 		case notYet:
 			circle = false
 		}
-		if next.waits = true; first == nil {
+		next.waits = true
+		if first == nil {
 			first = next
 		}
 	}
@@ -147,7 +155,7 @@ func (r *reader) turn() (next *lane, waits bool) {
 		first.verdict = no
 		return first, false
 	}
-	return next, first != nil
+	return nil, first != nil
 }
 
 // An asked is what one lane has to find out of another's log.
@@ -217,8 +225,8 @@ type passed struct {
 // maxHoles bounds what is remembered of a lane with gap after gap.
 const maxHoles = 8
 
-// pass notes that a lane passes over a hole. The other lanes go on in their logs:
-// there, and only there, it is noted where else an event is.
+// pass notes that a lane passes over a hole. The other lanes go on in their logs: what their
+// tails have heard may lack notes.
 func (r *reader) pass(l *lane, h hole) {
 	if len(r.lanes) == 1 {
 		return
