@@ -325,6 +325,24 @@ func TestResumeWithoutTheProjectInACluster(t *testing.T) {
 	}
 }
 
+// resumeOnce goes on with a subscription until it gives an event, and gives its text and how
+// many gaps came before it.
+func resumeOnce(t *testing.T, bus *eventbus.Bus, sub *eventbus.Subscription) (got string, gaps int) {
+	t.Helper()
+	for ev, err := range bus.SubscribeWith(deadline(t), *sub) {
+		var gap *eventbus.GapError
+		if errors.As(err, &gap) {
+			gaps++
+			sub.After = gap.Cursor
+			continue
+		}
+		require.NoError(t, err)
+		sub.After = ev.Cursor
+		return text(t, ev), gaps
+	}
+	return "", gaps
+}
+
 // TestOneLogOfSeveralIsLost: an agent's log is lost while a reader is away that has had some of
 // it. The user's log, on another node, has the rest.
 func TestOneLogOfSeveralIsLost(t *testing.T) {
@@ -342,18 +360,8 @@ func TestOneLogOfSeveralIsLost(t *testing.T) {
 		if len(texts) == seen {
 			require.NoError(t, rdb.Del(ctx, logKey(channels[0])).Err())
 		}
-		for ev, err := range newBus(t, rdb).SubscribeWith(ctx, sub) {
-			var gap *eventbus.GapError
-			if errors.As(err, &gap) {
-				gaps++
-				sub.After = gap.Cursor
-				continue
-			}
-			require.NoError(t, err)
-			texts = append(texts, text(t, ev))
-			sub.After = ev.Cursor
-			break
-		}
+		got, told := resumeOnce(t, newBus(t, rdb), &sub)
+		texts, gaps = append(texts, got), gaps+told
 	}
 	require.Equal(t, countTo(0, n), texts)
 	require.Equal(t, 1, gaps)
@@ -387,17 +395,8 @@ func TestPublishedAgainAfterOneLogWasLost(t *testing.T) {
 						}
 						var texts []string
 						next := func(bus *eventbus.Bus) {
-							for ev, err := range bus.SubscribeWith(ctx, sub) {
-								var gap *eventbus.GapError
-								if errors.As(err, &gap) {
-									sub.After = gap.Cursor
-									continue
-								}
-								require.NoError(t, err)
-								texts = append(texts, text(t, ev))
-								sub.After = ev.Cursor
-								return
-							}
+							got, _ := resumeOnce(t, bus, &sub)
+							texts = append(texts, got)
 						}
 						for range seen {
 							next(bus)

@@ -163,7 +163,7 @@ func (h hole) has(p Position) bool {
 //	  seq + 1               uvarint; 0 is noLog
 //	  epoch                 of the first channel a uvarint, then the zigzag
 //	                        varint of the difference to the one before
-//	for each hole that other channels have yet to come past (see reader.pass):
+//	for each hole that the subscription has passed over, the newest first:
 //	  channel           1   its number, from 0
 //	  upto                  seq + 1 as a uvarint, and the difference of its
 //	                        epoch to the channel's as a varint
@@ -175,8 +175,8 @@ const (
 	cursorVersion   = 0xE0
 	maxCursorLength = 1024 // characters; 40 channels with the longest numbers fit
 
-	// Holes are rare and soon gone. They are left out where the text would grow
-	// beyond what a browser sends across origins without asking first.
+	// Holes are rare. The oldest are left out where the text would grow beyond what
+	// a browser sends across origins without asking first.
 	shortCursor = 96 // bytes, which are 128 characters
 )
 
@@ -237,8 +237,12 @@ func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]ho
 	if len(k.hashes) > 6 {
 		limit = maxCursorLength * 3 / 4
 	}
-	for i := range holes {
-		for _, h := range holes[i] {
+	for n := range maxHoles {
+		for i := range holes {
+			if n >= len(holes[i]) {
+				continue
+			}
+			h := holes[i][len(holes[i])-1-n]
 			short := len(out)
 			out = append(out, byte(i))
 			out = binary.AppendUvarint(out, uint64(h.upto.seq+1))
@@ -334,6 +338,9 @@ func decodeCursor(s string) ([]cursorEntry, error) {
 			return nil, errCursor
 		}
 		entries[i].holes = append(entries[i].holes, h)
+	}
+	for i := range entries {
+		slices.Reverse(entries[i].holes)
 	}
 	return entries, nil
 }

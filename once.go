@@ -56,9 +56,9 @@ func (r *reader) had(l, m *lane, at Position, id string) answer {
 	pos := m.place.pos
 	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq || pos.seq == noLog
 	switch {
-	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.has(at) }):
+	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.has(at) }):
 		return no
-	case slices.ContainsFunc(m.holes, func(p passed) bool { return p.after.epoch == at.epoch && p.after.seq >= at.seq }):
+	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.after.epoch == at.epoch && h.after.seq >= at.seq }):
 		return yes // before the gap
 	case m == l || at.epoch < pos.epoch && !ahead:
 		return no // this subscription does not know what became of it there
@@ -214,14 +214,6 @@ func notes(also string) iter.Seq2[string, Position] {
 	}
 }
 
-// A passed hole matters until the other lanes are where their logs ended when it
-// was passed: events behind that place are not in the hole.
-type passed struct {
-	hole
-	reads []int64    // by lane: how often its tail will have been read when that is known; 0 it is
-	ends  []Position // by lane
-}
-
 // maxHoles bounds what is remembered of a lane with gap after gap.
 const maxHoles = 8
 
@@ -231,48 +223,29 @@ func (r *reader) pass(l *lane, h hole) {
 	if len(r.lanes) == 1 {
 		return
 	}
-	p := passed{hole: h, reads: make([]int64, len(r.lanes)), ends: make([]Position, len(r.lanes))}
-	for i, m := range r.lanes {
-		p.reads[i] = m.tail.reads.Load() + 2
+	for _, m := range r.lanes {
 		_, m.from = m.tail.end()
 		if m != l && m.place.attached { // else what it has is from its log already
 			m.view, m.place.attached = view{}, false
 		}
 	}
-	if len(l.holes) == maxHoles {
-		l.holes = slices.Delete(l.holes, 0, 1)
-	}
-	l.holes = append(l.holes, p)
-	r.holes++
+	l.remember(h)
 	r.passed++
 }
 
-// forgetHoles drops those that all other lanes have come past.
-func (r *reader) forgetHoles() {
-	if r.holes == 0 {
-		return
+// remember keeps a hole for good: an entry can be written at any time that notes a place in it,
+// or one before it in a log that is gone.
+func (l *lane) remember(h hole) {
+	if len(l.holes) == maxHoles {
+		l.holes = slices.Delete(l.holes, 0, 1)
 	}
-	r.holes = 0
-	for _, l := range r.lanes {
-		l.holes = slices.DeleteFunc(l.holes, func(p passed) bool {
-			for i, m := range r.lanes {
-				if m == l {
-					continue
-				}
-				if p.reads[i] > m.tail.reads.Load() {
-					return false
-				} else if p.reads[i] > 0 {
-					p.reads[i] = 0
-					p.ends[i], _ = m.tail.end()
-				}
-				at, end := m.place.pos, p.ends[i]
-				if end.seq > 0 && (at.epoch < end.epoch || at.epoch == end.epoch && at.seq < end.seq) {
-					return false
-				}
-			}
-			return true
-		})
-		r.holes += len(l.holes)
+	l.holes = append(l.holes, h)
+}
+
+// moved remembers a log that has expired in its time, with every event delivered.
+func (r *reader) moved(l *lane, from Position) {
+	if len(r.lanes) > 1 && from.seq > 0 && l.place.pos.seq == noLog {
+		l.remember(hole{from, l.place.pos})
 	}
 }
 

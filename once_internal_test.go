@@ -63,9 +63,7 @@ func TestWhatAnEntryNotes(t *testing.T) {
 			for cluster, want := range map[bool]answer{false: tc.lone, true: tc.cluster} {
 				r := lanesOf(t, cluster, n, at(2000, 0), tc.place)
 				l, m := r.lanes[0], r.lanes[1]
-				for _, h := range tc.holes {
-					m.holes = append(m.holes, passed{hole: h})
-				}
+				m.holes = append(m.holes, tc.holes...)
 				var ev Event
 				if found, _, ok := m.tail.findLocked(tc.noted); ok {
 					ev = *m.tail.entryLocked(found - 1).event
@@ -163,24 +161,32 @@ func TestLanesTakeTurns(t *testing.T) {
 	require.True(t, waits)
 }
 
-// TestHolesAreRemembered until the other lanes are past what their logs had, as far as a
-// read can tell that began after the gap.
+// TestHolesAreRemembered, the newest first, also in the cursor, and of a log that expired.
 func TestHolesAreRemembered(t *testing.T) {
-	r := lanesOf(t, false, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: 9})
-	l, m := r.lanes[0], r.lanes[1]
-	r.pass(l, hole{Position{epoch: 1000, seq: 7}, Position{epoch: 2000}})
-	remembered := func() bool { r.forgetHoles(); return len(l.holes) == 1 && r.holes == 1 }
-	require.True(t, remembered())
-	ev := validEvent(t)
-	ev.Position = Position{epoch: 2000, seq: 10}
-	m.tail.reads.Add(1) // this read may have begun before
-	m.tail.addLocked(ev, "")
-	require.True(t, remembered())
-	m.tail.reads.Add(1)
-	require.True(t, remembered(), "its log had one more")
-	m.place.pos = Position{epoch: 2000, seq: 10}
-	require.False(t, remembered())
-	require.Zero(t, r.holes)
+	r := lanesOf(t, false, 9, Position{epoch: 2000, seq: 9}, Position{epoch: 2000, seq: 9})
+	r.key = newCursorKey([]string{r.lanes[0].tail.name, r.lanes[1].tail.name})
+	l := r.lanes[0]
+	var want []hole
+	for i := range int64(maxHoles + 2) {
+		h := hole{Position{epoch: 1000 + i, seq: 7}, Position{epoch: 1001 + i}}
+		r.pass(l, h)
+		want = append(want, h)
+	}
+	require.Equal(t, want[2:], l.holes)
+	entries, err := decodeCursor(r.cursor().String())
+	require.NoError(t, err)
+	require.NotEmpty(t, entries[0].holes)
+	require.Equal(t, want[len(want)-len(entries[0].holes):], entries[0].holes)
+
+	m := r.lanes[1]
+	_, err = r.load(t.Context(), m) // at the end of its tail
+	require.NoError(t, err)
+	require.Empty(t, m.holes)
+	last, gone := m.place.pos, Position{epoch: 9000, seq: noLog}
+	m.tail.last = gone
+	_, err = r.load(t.Context(), m)
+	require.NoError(t, err)
+	require.Equal(t, []hole{{last, gone}}, m.holes)
 }
 
 // TestHoleCoversWholeLogsInBetween: one that came and went between its ends.

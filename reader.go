@@ -17,7 +17,6 @@ type reader struct {
 	types  []string
 	key    cursorKey
 	waiter *waiter
-	holes  int // of all lanes
 	passed int // how often a lane has passed over one
 	seen   recent
 
@@ -51,7 +50,7 @@ type lane struct {
 
 	// What the lane passes over, though it is before its position, while other
 	// lanes may have some of these events yet to come.
-	holes []passed
+	holes []hole
 }
 
 // A step is what a reader comes upon: a gap, some entries of one lane, or neither
@@ -368,7 +367,9 @@ func (r *reader) step(ctx context.Context) (step, error) {
 func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 	l.loads++
 	for {
+		before := l.place.pos
 		g := l.tail.look(&l.place, l.from)
+		r.moved(l, before)
 		l.view = g.view
 		if g.skipped {
 			return &GapError{Channel: l.tail.channel, Reason: GapUnlogged, From: l.place.pos}, nil
@@ -417,9 +418,10 @@ func (l *lane) older(m *lane) bool {
 // take moves the step's lane over its next n entries.
 func (r *reader) take(st step, n int) {
 	l := st.lane
+	before := l.place.pos
 	l.place.advance(l.view.entries[:n])
 	l.view.entries = l.view.entries[n:]
-	r.forgetHoles()
+	r.moved(l, before)
 }
 
 // wants tells whether the entry of a step is to be delivered: not when its type is left
@@ -453,12 +455,12 @@ func (r *reader) stands(at []Position) bool {
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
 	var holes [][]hole
-	if r.holes > 0 {
-		holes = make([][]hole, len(r.lanes))
-		for i, l := range r.lanes {
-			for _, p := range l.holes {
-				holes[i] = append(holes[i], p.hole)
-			}
+	for i, l := range r.lanes {
+		if len(l.holes) > 0 && holes == nil {
+			holes = make([][]hole, len(r.lanes))
+		}
+		if len(l.holes) > 0 {
+			holes[i] = l.holes
 		}
 	}
 	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }, holes...))}
