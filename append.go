@@ -30,12 +30,15 @@ type record struct {
 
 // An appended is what became of a record.
 type appended struct {
-	pos   Position // zero where it was only looked for, and is not there
-	err   error
+	pos   Position // where it is in the log, also with an error; zero where that is not known,
+	err   error    // or where it was only looked for, and is not there
 	again bool   // the log had it already,
 	also  string // and its entry notes this
 	sure  bool   // the error, if any, says for certain that the log does not have it
 }
+
+// done tells whether it is in the log, and no more is to be done.
+func (a *appended) done() bool { return a.err == nil && !a.pos.IsZero() }
 
 // A group has one reply: the records of a log that are nothing but appended, in a row; or a
 // single one that needs more than that.
@@ -170,7 +173,7 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
 	for n, g := range c.groups {
 		parseGroup(replies[n], g, c.records, results)
 		for _, i := range slices.Backward(g.records) {
-			if results[i].err == nil && !results[i].again && !results[i].pos.IsZero() {
+			if results[i].done() && !results[i].again {
 				l.saw(c.records[i].name, results[i].pos, c.heads[g.log])
 				break // what is before it is older
 			}
@@ -190,7 +193,7 @@ func parseGroup(reply any, g group, records []*record, results []appended) {
 	first := parseAppended(reply, records[g.records[0]])
 	for n, i := range g.records {
 		results[i] = first
-		if first.err == nil && !first.pos.IsZero() {
+		if !first.pos.IsZero() {
 			results[i].pos.seq += int64(n)
 			results[i].pos.mark = fingerprint(records[i].id)
 		}
@@ -206,11 +209,16 @@ func parseAppended(reply any, r *record) appended {
 		return appended{err: fmt.Errorf("unexpected reply %T to append", reply)}
 	case s[0] == '!':
 		return appended{err: replyError(s[1:]), sure: true}
-	case s[0] == '~':
-		return appended{err: fmt.Errorf("the event is in the log, but then: %w", replyError(s[1:]))}
 	}
-	at, also, _ := strings.Cut(s[1:], " ")
-	pos, err := ParsePosition(at)
-	pos.mark = fingerprint(r.id)
-	return appended{pos: pos, err: err, again: s[0] == '=', also: also}
+	at, rest, _ := strings.Cut(s[1:], " ")
+	a := appended{again: s[0] == '='}
+	if a.pos, a.err = ParsePosition(at); a.err == nil {
+		a.pos.mark = fingerprint(r.id)
+	}
+	if s[0] == '~' {
+		a.err = fmt.Errorf("the event is in the log, but then: %w", replyError(rest))
+	} else {
+		a.also = rest
+	}
+	return a
 }

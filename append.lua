@@ -27,9 +27,9 @@
 -- reply for each log with n > 0, then for each of the other events, a string:
 --       '+<position>' appended, and for n events that those behind the first have the
 --       numbers behind it; '=<position> <also>' was there already, with what its entry
---       notes; '-' was not, and nothing was to be appended; '~<error>' appended but then
---       something failed (of n events: of any); '!<error>' not appended. Where n events
---       fare differently, a list of these.
+--       notes; '-' was not, and nothing was to be appended; '~<position> <error>' is
+--       there, but something failed ('~ <error>' for n events: of any, and who knows which
+--       are there); '!<error>' not appended. Where n events fare differently, a list.
 -- Nothing here raises an error once something may be written: the caller takes one
 -- for "it did not run".
 local pcall, sub, publish = redis.pcall, string.sub, ARGV[2]
@@ -41,7 +41,7 @@ for log = 1, #KEYS do
   local key, channel, keep, life, epoch, n = KEYS[log], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
   a = a + 5
   if n > 0 then
-    local reply, stale
+    local reply, stale, first
     if pcall('EXISTS', 'eventbus:id:{' .. channel .. '}:') == 0 and (epoch ~= '' or pcall('EXISTS', key) == 0) then
       local id = epoch .. '-*'
       for i = 1, n do
@@ -57,21 +57,21 @@ for log = 1, #KEYS do
           at = pcall('XADD', key, 'NOMKSTREAM', id, 'event', event)
         end
         if type(at) ~= 'string' then
-          if reply then reply = '~' .. (at and at.err or 'the log went away') end
+          if reply then first, reply = '', '~ ' .. (at and at.err or 'the log went away') end
           break
         end
         if i == 1 then
           if sub(at, -2) == '-0' then stale = at break end
-          reply = '+' .. at
+          first, reply = at, '+' .. at
         end
         local rung = pcall(publish, channel, sub(event, 1, -2) .. ',"cursor":"' .. at .. '"}')
-        if type(rung) == 'table' then reply = '~' .. rung.err end
+        if type(rung) == 'table' then reply = '~' .. first .. ' ' .. rung.err end
       end
     end
     if reply then
       local set
       if life == '0' then set = pcall('PERSIST', key) else set = pcall('PEXPIRE', key, life) end
-      if type(set) == 'table' then reply = '~' .. set.err end
+      if type(set) == 'table' then reply = '~' .. first .. ' ' .. set.err end
     else
       left = left or {}
       left[#left + 1] = {log = log, reply = #replies + 1, at = a, n = n, stale = stale}
@@ -167,10 +167,9 @@ end
 -- The position that a marker has and what the entry there notes, or nil. A marker outlives a
 -- log that was lost: then the event is not there.
 local function markerOf(log, key)
-  local there = pcall('GET', key)
-  if type(there) ~= 'string' or string.match(there, '^%d+') ~= epochOf(log) then return nil end
-  local entry = pcall('XRANGE', KEYS[log], there, there)[1]
-  return there, entry and noted(entry) or ''
+  local marked = pcall('GET', key)
+  if type(marked) ~= 'string' or string.match(marked, '^%d+') ~= epochOf(log) then return nil end
+  return string.match(marked, '^([^ ]*) ?(.*)$')
 end
 
 -- The same for the event with this id among the newest entries.
@@ -204,7 +203,7 @@ end
 local function ring(log, event, id, told)
   local rung = pcall(publish, channels[log], sub(event, 1, -2) .. (told and ',' or ', ') .. '"cursor":"' .. id .. '"}')
   touched[log] = true
-  if type(rung) == 'table' and rung.err then return '~' .. rung.err end
+  if type(rung) == 'table' and rung.err then return '~' .. id .. ' ' .. rung.err end
   return '+' .. id
 end
 
@@ -223,7 +222,7 @@ local function settle(event, copies)
       also = join(also, other)
     end
     if there then
-      c.there, c.reply = there, '=' .. there .. ' ' .. notes
+      c.there, c.notes, c.reply = there, notes, '=' .. there .. ' ' .. notes
       also = join(join(also, channels[log] .. '@' .. there), notes)
     end
   end
@@ -237,6 +236,7 @@ local function settle(event, copies)
       c.reply = '-'
     elseif not c.there then
       c.there, err = append(log, event, also)
+      c.notes = also
       if c.there then
         c.reply = ring(log, event, c.there, told)
         also = also .. (also == '' and '' or ' ') .. channels[log] .. '@' .. c.there
@@ -246,9 +246,9 @@ local function settle(event, copies)
       end
     end
     if c.own and c.there then
-      local set = pcall('SET', c.own, c.there, 'PX', ARGV[1])
+      local set = pcall('SET', c.own, c.there .. ' ' .. c.notes, 'PX', ARGV[1])
       if not set.err then set = pcall('SET', marker(log, ''), '', 'PX', ARGV[1]) end
-      if set.err then c.reply = '~' .. set.err end
+      if set.err then c.reply = '~' .. c.there .. ' ' .. set.err end
       marked[log] = true
     end
     copies[i] = c.reply
@@ -285,7 +285,7 @@ for log in pairs(touched) do
   local set
   if lives[log] == '0' then set = pcall('PERSIST', KEYS[log]) else set = pcall('PEXPIRE', KEYS[log], lives[log]) end
   if type(set) == 'table' then
-    local function late(reply) return string.byte(reply) == 43 and '~' .. set.err or reply end
+    local function late(reply) return string.byte(reply) == 43 and '~' .. sub(reply, 2) .. ' ' .. set.err or reply end
     for i, reply in ipairs(replies) do
       if logOf[i] == log and type(reply) == 'string' then
         replies[i] = late(reply)

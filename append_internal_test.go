@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
@@ -122,6 +123,28 @@ func TestRetryBesideOthersAfterTheLogWasLost(t *testing.T) {
 	}
 }
 
+// TestPositionOfWhatFailedBehindIt: the event is in the log, its channel was not told, and the error
+// says both.
+func TestPositionOfWhatFailedBehindIt(t *testing.T) {
+	s, ctx := redistest.Start(t), context.Background()
+	direct := s.Client(t)
+	for _, idempotent := range []bool{false, true} {
+		require.NoError(t, direct.Do(ctx, "ACL", "SETUSER", "u", "reset", "on", ">p", "~*", "&other", "+@all").Err())
+		client := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "u", Password: "p"})
+		defer client.Close()
+		l := &redisLog{client: client, retention: func(ChannelKind) Retention { return Retention{} }, heads: make(map[string]Position)}
+		ev, name := validEvent(t), fmt.Sprint("project:", idempotent)
+		r := record{name: name, event: ev.appendJSON(nil), id: ev.ID, idempotent: idempotent}
+		if idempotent {
+			r.look = 10
+		}
+		a := l.append(ctx, [][]*record{{&r}})[0][0]
+		require.ErrorContains(t, a.err, "can't publish")
+		require.Equal(t, direct.XRange(ctx, logKey(name), "-", "+").Val()[0].ID, a.pos.String())
+		require.False(t, a.done())
+	}
+}
+
 // TestReplicaDoesNotSayThatAnEventIsMissing: one that was a master, and lags.
 func TestReplicaDoesNotSayThatAnEventIsMissing(t *testing.T) {
 	ctx, master, replica := context.Background(), redistest.Start(t), redistest.Start(t)
@@ -135,4 +158,64 @@ func TestReplicaDoesNotSayThatAnEventIsMissing(t *testing.T) {
 		require.ErrorIs(t, r.err, want)
 		require.True(t, r.pos.IsZero())
 	}
+}
+
+// TestNotesSurviveTrimming: a marker remembers what the entry of its event noted.
+func TestNotesSurviveTrimming(t *testing.T) {
+	local, err := embedded.New()
+	require.NoError(t, err)
+	defer local.Close()
+	for name, client := range map[string]*redis.Client{"miniredis": local.Client, "redis": redistest.Start(t).Client(t)} {
+		t.Run(name, func(t *testing.T) {
+			const also = "agent:a@1-2 user:u@3-4"
+			l := &redisLog{client: client, heads: make(map[string]Position), retention: func(ChannelKind) Retention { return Retention{} }}
+			ev, ctx := validEvent(t), context.Background()
+			r := record{name: "project:p", event: ev.appendJSON(nil), id: ev.ID, look: 10, also: also}
+			appendOne := func(r record) appended { return l.append(ctx, [][]*record{{&r}})[0][0] }
+			first := appendOne(r)
+			require.NoError(t, first.err)
+			require.NoError(t, client.XTrimMaxLen(ctx, logKey(r.name), 0).Err())
+			r.also = ""
+			for range 2 { // the second time, the marker was set anew
+				again := appendOne(r)
+				require.True(t, again.again)
+				require.Equal(t, also, again.also)
+				require.Equal(t, first.pos, again.pos)
+			}
+		})
+	}
+}
+
+// A failingOver client loses all data behind its first append, of whose two events the second
+// seems not to have been taken.
+type failingOver struct {
+	*redis.Client
+	done bool
+}
+
+func (c *failingOver) Process(ctx context.Context, cmd redis.Cmder) error {
+	err := c.Client.Process(ctx, cmd)
+	if once, ok := cmd.(onceCmd); ok && err == nil && !c.done {
+		c.done = true
+		replies := once.Val().([]any)
+		once.SetVal([]any{replies[0], "!OOM"})
+		return c.FlushDB(ctx).Err()
+	}
+	return err
+}
+
+// TestFailoverBetweenTheAttemptsOfAPublish: one channel's log had the event, and the master that
+// takes over has it in none. Publishing goes on with both, and the notes tell where it is now.
+func TestFailoverBetweenTheAttemptsOfAPublish(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	bus, err := New(&failingOver{Client: client})
+	require.NoError(t, err)
+	defer bus.Close()
+	ev, ctx, agent := validEvent(t), context.Background(), AgentChannel(uuid.New())
+	require.NoError(t, bus.Publish(ctx, ev, agent))
+	project := ProjectChannel(ev.ProjectID).String()
+	had, has := client.XRange(ctx, logKey(project), "-", "+").Val(), client.XRange(ctx, logKey(agent.String()), "-", "+").Val()
+	require.Len(t, had, 1)
+	require.Len(t, has, 1)
+	require.Equal(t, project+"@"+had[0].ID, has[0].Values["also"])
 }

@@ -282,6 +282,42 @@ func TestOneShardGoesBack(t *testing.T) {
 	early.exactly(countTo(0, 3), 0)
 }
 
+// TestResumeWhereOneShardWentBack: the node of one channel lacks the event that a reader was given
+// from it last. Another channel has that event too, but has yet to bring it: it does not come again.
+func TestResumeWhereOneShardWentBack(t *testing.T) {
+	rdb := redistest.StartCluster(t, 3, false).Client(t)
+	sharded := eventbus.WithShardedPubSub() // as in TestOneShardGoesBack
+	for _, reused := range []bool{false, true} {
+		t.Run(fmt.Sprintf("number given again %v", reused), func(t *testing.T) {
+			bus, ctx, project := newBus(t, rdb, sharded), deadline(t), uuid.New()
+			agent, channel := eventbus.AgentChannel(uuid.New()), eventbus.ProjectChannel(project)
+			sub := now(t, bus, channel, agent)
+			for i := range 3 {
+				ev := message(t, project, fmt.Sprint(i))
+				ev.Timestamp = time.UnixMilli(int64(i)) // the older event comes first
+				require.NoError(t, bus.Publish(ctx, ev, agent))
+			}
+			for i := range 3 {
+				got, gaps := resumeOnce(t, newBus(t, rdb, sharded), &sub)
+				require.Equal(t, fmt.Sprint(i), got)
+				require.Zero(t, gaps)
+			}
+			entries := rdb.XRange(ctx, logKey(channel), "-", "+").Val()
+			require.NoError(t, rdb.XDel(ctx, logKey(channel), entries[2].ID).Err())
+			require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channel), entries[1].ID).Err())
+			if reused {
+				require.NoError(t, newBus(t, rdb, sharded).Publish(ctx, message(t, project, "in the gap")))
+			}
+			f := follow(t, newBus(t, rdb, sharded), sub)
+			f.until("the gap", func(_ []string, gaps []*eventbus.GapError) bool { return len(gaps) == 1 })
+			require.NoError(t, newBus(t, rdb, sharded).Publish(ctx, message(t, project, "3"), agent))
+			f.count(1)
+			f.exactly([]string{"3"}, 1)
+			require.Equal(t, eventbus.GapRewound, f.gaps[0].Reason)
+		})
+	}
+}
+
 // TestNotesOfALostEnd: agents' logs note where the project's had their events, whose end is
 // lost. Who reads them all waits for no answer that never comes.
 func TestNotesOfALostEnd(t *testing.T) {
@@ -417,6 +453,36 @@ func TestPublishedAgainAfterOneLogWasLost(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPublishedAgainLongAfterAGap: a reader has had an event from a log that is lost, was told of
+// that, and has resumed and read on since. The event does not come again.
+func TestPublishedAgainLongAfterAGap(t *testing.T) {
+	for name, rdb := range map[string]redis.UniversalClient{
+		"lone": redistest.Start(t).Client(t), "cluster": redistest.StartCluster(t, 3, false).Client(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bus, publisher, ctx, project := newBus(t, rdb), newBus(t, rdb), deadline(t), uuid.New()
+			agent, channels := eventbus.AgentChannel(uuid.New()), []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.UserChannel(uuid.New())}
+			sub, ev := now(t, bus, channels...), message(t, project, "0")
+			require.NoError(t, publisher.Publish(ctx, ev, agent))
+			got, gaps := resumeOnce(t, bus, &sub)
+			require.Equal(t, "0", got)
+			require.NoError(t, rdb.Del(ctx, logKey(channels[0])).Err())
+			for i := range 20 {
+				require.NoError(t, publisher.Publish(ctx, message(t, project, fmt.Sprint(1+i)), channels[i%2:]...))
+				got, told := resumeOnce(t, newBus(t, rdb), &sub)
+				require.Equal(t, fmt.Sprint(1+i), got)
+				gaps += told
+			}
+			_, err := publisher.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: append(channels[1:], agent), Idempotent: true})
+			require.NoError(t, err)
+			require.NoError(t, publisher.Publish(ctx, message(t, project, "end"), channels...))
+			got, told := resumeOnce(t, newBus(t, rdb), &sub)
+			require.Equal(t, "end", got)
+			require.Equal(t, 1, gaps+told)
+		})
 	}
 }
 

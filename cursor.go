@@ -139,12 +139,17 @@ func (c *Cursor) UnmarshalText(text []byte) error {
 
 // A hole is a stretch of a log, behind one position and up to another, that a
 // subscription passes over: what was there before it began, or a gap. A zero after
-// stands for everything before upto.
+// stands for everything before upto. Where the log went back behind after, only the
+// log of before had what follows upto.
 type hole struct{ after, upto Position }
+
+func (h hole) rewound() bool { return h.after.epoch == h.upto.epoch && h.after.seq >= h.upto.seq }
 
 // has tells whether the event at p is in the hole.
 func (h hole) has(p Position) bool {
 	switch {
+	case p.epoch == h.upto.epoch && h.rewound():
+		return p.seq <= h.upto.seq
 	case p.epoch == h.upto.epoch:
 		return p.seq <= h.upto.seq && (h.after.epoch != p.epoch || p.seq > h.after.seq)
 	case p.epoch == h.after.epoch:

@@ -55,9 +55,13 @@ func (r *reader) judge(l *lane) answer {
 func (r *reader) had(l, m *lane, at Position, id string) answer {
 	pos := m.place.pos
 	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq || pos.seq == noLog
-	switch {
-	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.has(at) }):
+	if i := slices.IndexFunc(m.holes, func(h hole) bool { return h.has(at) }); i >= 0 {
+		if found, same, _ := m.tail.compare(at); found && !same && m.holes[i].rewound() {
+			return yes // the note is about the log of before, which had it delivered
+		}
 		return no
+	}
+	switch {
 	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.after.epoch == at.epoch && h.after.seq >= at.seq }):
 		return yes // before the gap
 	case m == l || at.epoch < pos.epoch && !ahead:
@@ -86,7 +90,7 @@ func (r *reader) had(l, m *lane, at Position, id string) answer {
 
 // will tells whether lane m is going to come to an event that an entry of lane l notes.
 func (r *reader) will(l, m *lane, at Position) answer {
-	reads := m.tail.reads.Load() // before it is looked at: a read may end meanwhile
+	reads, top := m.tail.lastRead() // before it is looked at: a read may end meanwhile
 	found, same, end := m.tail.compare(at)
 	switch {
 	case found && !same:
@@ -99,13 +103,13 @@ func (r *reader) will(l, m *lane, at Position) answer {
 		return notYet
 	}
 	// The tail may not have it yet. Whatever l's view notes was in m's log before the
-	// view was filled, so a read that begins from now on will tell.
+	// view was filled, so a read that begins from now on will tell. One may be under way.
 	a := l.asks(m)
 	if a.reads == 0 {
 		a.reads = reads + 2
 		l.asked[m] = a
 	}
-	if reads < a.reads {
+	if reads < a.reads || at.epoch == top.epoch && at.seq <= top.seq {
 		r.bus.feed.want(true, m.tail)
 		return notYet
 	}
@@ -161,7 +165,7 @@ func (r *reader) turn() (next *lane, waits bool) {
 // An asked is what one lane has to find out of another's log.
 type asked struct {
 	loads  uint64   // the lane's, when it began to ask
-	reads  int64    // the other tail's, when it will have been told where that log ends; 0 not asked
+	reads  int      // the other tail's, when it will have been told where that log ends; 0 not asked
 	at     Position // what flight looks for
 	flight *flight
 	own    bool

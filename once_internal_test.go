@@ -57,6 +57,9 @@ func TestWhatAnEntryNotes(t *testing.T) {
 		{name: "before the log was lost", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1000, 7), lone: yes, cluster: yes},
 		{name: "when the log was lost", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1000, 8), lone: no, cluster: no},
 		{name: "in a log in between", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1500, 1), lone: no, cluster: no},
+		{name: "in what the log lost when it went back", place: at(2000, 5), holes: []hole{{at(2000, 7), at(2000, 5)}}, noted: at(2000, 7), lone: yes, cluster: yes},
+		{name: "in what the log had when it had gone back", place: at(2000, 5), holes: []hole{{at(2000, 7), at(2000, 5)}}, noted: at(2000, 4), lone: no, cluster: no},
+		{name: "in a log before the one that went back", place: at(2000, 5), holes: []hole{{at(1000, 7), at(2000, 0)}, {at(2000, 7), at(2000, 5)}}, noted: at(1000, 7), lone: yes, cluster: yes},
 		{name: "in a log of which nothing is known", place: at(2000, 9), noted: at(1000, 1), lone: no, cluster: no},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -72,7 +75,7 @@ func TestWhatAnEntryNotes(t *testing.T) {
 				}
 				l.next(ev, m, tc.noted)
 				require.Equal(t, want, r.judge(l), "cluster %v", cluster)
-				m.tail.reads.Add(2)
+				m.tail.reads += 2
 				if tc.noted.seq > n {
 					require.Equal(t, no, r.judge(l), "it was read since")
 				}
@@ -122,6 +125,34 @@ func TestAnotherEventIsWhereAnEntryNotes(t *testing.T) {
 		r.lanes[0].next(validEvent(t), r.lanes[1], Position{epoch: 2000, seq: 5})
 		require.Equal(t, no, r.judge(r.lanes[0]))
 	}
+}
+
+// TestTheLogWentBackSince: the note is about an event that was there before.
+func TestTheLogWentBackSince(t *testing.T) {
+	for _, cluster := range []bool{false, true} {
+		r := lanesOf(t, cluster, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: 5})
+		r.lanes[1].holes = []hole{{Position{epoch: 2000, seq: 7}, Position{epoch: 2000, seq: 5}}}
+		r.lanes[0].next(validEvent(t), r.lanes[1], Position{epoch: 2000, seq: 5})
+		require.Equal(t, yes, r.judge(r.lanes[0]))
+	}
+}
+
+// TestReadThatTheTailPassesOver: it has moved on since it was asked for. What the log had then
+// is still to come.
+func TestReadThatTheTailPassesOver(t *testing.T) {
+	r := lanesOf(t, false, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: 9})
+	l, m := r.lanes[0], r.lanes[1]
+	ask := func(end int64) answer {
+		l.next(validEvent(t), m, Position{epoch: 2000, seq: 11})
+		if end > 0 {
+			m.tail.fill(readRequest{from: Position{epoch: 2000, seq: 8}}, &logPage{last: Position{epoch: 2000, seq: end}}, true)
+		}
+		return r.judge(l)
+	}
+	require.Equal(t, notYet, ask(0))
+	require.Equal(t, notYet, ask(10), "this read may have been under way")
+	require.Equal(t, notYet, ask(11))
+	require.Equal(t, no, ask(10), "the log went back")
 }
 
 // TestLanesTakeTurns: the oldest event first, unless it notes what another lane has yet to
@@ -236,5 +267,25 @@ func TestLookUp(t *testing.T) {
 				require.Equal(t, 1, reads)
 			}
 		})
+	}
+}
+
+// TestPageOfBefore: what was being read when the log turned out to be another is not kept.
+func TestPageOfBefore(t *testing.T) {
+	c := ProjectChannel(uuid.New())
+	pos := Position{epoch: 1000, seq: 1}
+	lp := &logPage{first: pos, last: Position{epoch: 1000, seq: 2}, entries: []logEntry{{pos: pos, event: []byte("{}")}, {pos: Position{epoch: 1000, seq: 2}, event: []byte("{}")}}}
+	for _, cleared := range []bool{false, true} {
+		tl := newTail(c, c.String(), 0, func(error) {}, nil)
+		tl.pages.taken = new(atomic.Int64)
+		var land func(*logPage, error)
+		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { land = done }
+		tl.pages.join(tl, pos, true)
+		if cleared {
+			tl.pages.clear()
+		}
+		land(lp, nil)
+		_, kept := tl.pages.at(pos)
+		require.NotEqual(t, cleared, kept)
 	}
 }

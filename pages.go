@@ -31,6 +31,7 @@ type page struct {
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
 	number uint64
+	past   bool          // begun before the pages were dropped: guarded by their lock
 	done   chan struct{} // closed when the following are set
 	page   *page
 	err    error
@@ -166,7 +167,7 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 			}
 		}
 		ps.mu.Lock()
-		if f.page, f.err, ps.flight = p, err, nil; err == nil {
+		if f.page, f.err, ps.flight = p, err, nil; err == nil && !f.past {
 			ps.keepLocked(p)
 		}
 		ps.mu.Unlock()
@@ -227,11 +228,14 @@ func (ps *pages) dropLocked(n int) {
 	ps.kept = slices.Delete(ps.kept, 0, n)
 }
 
-// clear drops all pages.
+// clear drops all pages, also one that is on its way.
 func (ps *pages) clear() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.dropLocked(len(ps.kept))
+	if ps.flight != nil {
+		ps.flight.past = true
+	}
 }
 
 // expire drops the pages that nobody has used for a while.

@@ -157,7 +157,7 @@ func (p *publication) run(ctx context.Context) error {
 	}
 	var first error
 	for i := range all {
-		if !p.results[i].pos.IsZero() {
+		if p.results[i].done() {
 			continue
 		}
 		err := p.attempt(ctx, all[i:i+1], false)
@@ -180,7 +180,7 @@ func (p *publication) notes(i int) string {
 		}
 	}
 	for j := range p.results {
-		if r := &p.results[j]; j != i && r.err == nil && !r.pos.IsZero() {
+		if r := &p.results[j]; j != i && !r.pos.IsZero() {
 			add(p.records[j].name + "@" + r.pos.String())
 			for note := range strings.FieldsSeq(r.also) {
 				add(note)
@@ -190,7 +190,8 @@ func (p *publication) notes(i int) string {
 	return strings.Join(notes, " ")
 }
 
-// attempt appends some records, or only looks for them.
+// attempt appends some records, or only looks for them. Where all go into one call, they do
+// so again, too, when only some need to: a master that took over may lack the others.
 func (p *publication) attempt(ctx context.Context, records []int, only bool) error {
 	var retry backoff
 	var few [4]int
@@ -216,6 +217,15 @@ func (p *publication) attempt(ctx context.Context, records []int, only bool) err
 		}
 		if first == nil || len(again) == 0 || attempts == publishAttempts {
 			return first
+		}
+		if !p.bus.log.perChannel {
+			again = append(again[:0], records...)
+			for _, i := range records {
+				if !p.results[i].sure {
+					p.records[i].look = lookAll
+				}
+				p.results[i] = appended{}
+			}
 		}
 		pending = again
 		p.bus.stats.retries.Add(1)
@@ -274,7 +284,7 @@ func (p *publication) failed(channels []Channel, err error) error {
 	e := &PublishError{ID: p.id, Err: err}
 	for i, c := range channels {
 		switch r := p.results[i]; {
-		case r.err == nil && !r.pos.IsZero():
+		case !r.pos.IsZero():
 			e.Done = append(e.Done, c)
 		case (r.err == nil || r.sure) && p.records[i].look != lookAll:
 			e.Missing = append(e.Missing, c)

@@ -393,11 +393,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 			from = Position{}
 		}
 		if gap != "" || from.IsZero() && pos != from {
-			h := hole{from, pos}
-			if gap == GapRewound {
-				h.after = Position{} // from where on the log is another, nobody knows
-			}
-			r.pass(l, h)
+			r.pass(l, hole{from, pos})
 		}
 		if gap != "" {
 			return &GapError{Channel: l.tail.channel, Reason: gap, From: from}, nil

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -25,7 +24,6 @@ type tail struct {
 	spawn   func(func()) // starts a goroutine
 	told    told         // which entries onBad was told of
 	pages   pages        // older entries, read from the log
-	reads   atomic.Int64 // how often it was filled
 
 	mu       sync.Mutex // guards following
 	enc      encoder
@@ -33,6 +31,8 @@ type tail struct {
 	first    uint64     // ordinal of the oldest entry
 	next     uint64     // ordinal that the next entry will have
 	run      uint64     // raised when the tail starts anew: ordinals from before mean nothing
+	reads    int        // how often the log was read,
+	top      Position   // and where it ended then, whether the tail has come that far or not
 	foreign  uint64     // how many foreign events the tail has had
 	bytes    int        // of all segments
 	last     Position   // the tail is complete up to here
@@ -187,13 +187,13 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 	took := t.took
 	t.took = taking{}
 	t.mu.Unlock()
-	t.reads.Add(1)
 	t.told.tell(took, t.onBad)
 	return whole
 }
 
 func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool {
 	t.unsure = false
+	t.reads, t.top = t.reads+1, page.last
 	next, run := t.next, t.run
 	defer func() {
 		if t.next != next || t.run != run {
@@ -412,6 +412,13 @@ func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
 		}
 	}
 	return 0, Position{}, false
+}
+
+// lastRead is how often the log was read, and where it ended then.
+func (t *tail) lastRead() (int, Position) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reads, t.top
 }
 
 // compare tells whether the event with this number is known, be it from the tail or from
