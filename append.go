@@ -32,9 +32,9 @@ type record struct {
 type appended struct {
 	pos   Position // where it is in the log, also with an error; zero where that is not known,
 	err   error    // or where it was only looked for, and is not there
-	again bool   // the log had it already,
-	also  string // and its entry notes this
-	sure  bool   // the error, if any, says for certain that the log does not have it
+	again bool     // the log had it already,
+	also  string   // and its entry notes this
+	sure  bool     // the error, if any, says for certain that the log does not have it
 }
 
 // done tells whether it is in the log, and no more is to be done.
