@@ -152,7 +152,7 @@ func BenchmarkFrame(b *testing.B) {
 func BenchmarkPage(b *testing.B) {
 	tl, ev := benchTail(b, 0), benchEvent(b)
 	data := string(ev.appendJSON(nil))
-	reply := []any{"1700000001000", "1700000000000-1000", int64(1000), "1700000000000-1", ev.ID, ""}
+	reply := []any{"1700000001000", "1700000000000-1000", int64(1000), "1700000000000-1", ev.ID, "", ""}
 	for i := range pageEvents {
 		reply = append(reply, fmt.Sprintf("1700000000000-%d", i+1), data, "")
 	}
@@ -188,6 +188,31 @@ func BenchmarkAppend(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
+		})
+	}
+}
+
+// BenchmarkRead reads pages of 256 events from a real Redis, through the script and beside it.
+func BenchmarkRead(b *testing.B) {
+	rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
+	defer rdb.Close()
+	ctx, name := context.Background(), ProjectChannel(benchProject).String()
+	for i := range 2 * pageEvents {
+		ev := benchEvent(b)
+		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.appendJSON(nil)}})
+	}
+	l := &redisLog{client: rdb}
+	for _, small := range []bool{false, true} {
+		b.Run(fmt.Sprint("small=", small), func(b *testing.B) {
+			r := readRequest{name: name, from: Position{epoch: 1700000000000, seq: pageEvents}, count: pageEvents, small: small}
+			b.ReportAllocs()
+			for b.Loop() {
+				page, err := l.read(ctx, r)
+				if err != nil || len(page.entries) != pageEvents {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 		})
 	}
 }

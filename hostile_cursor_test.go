@@ -453,7 +453,7 @@ func FuzzForgedCursor(f *testing.F) {
 		for id, n := range got.events {
 			require.Equal(t, 1, n, "event %s came %d times", id, n)
 		}
-		require.Less(t, sent.Load()-before, int64(20))
+		require.Less(t, sent.Load()-before, int64(40)) // a page of small events takes four commands
 	})
 }
 

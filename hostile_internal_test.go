@@ -42,7 +42,7 @@ func FuzzParsePage(f *testing.F) {
 	f.Add("-1", "281474976710655-9007199254740991", "", "281474976710655-9007199254740991", "\xff", "281474976710655-9007199254740991", "", "", "1-1", "", "", int64(maxEpoch), int64(maxSeq), uint8(0x80))
 	f.Add("9223372036854775807", "5-5", "", "5-9", "", "5-9", "", "", "5-1", "", "", int64(5), int64(3), uint8(3))
 	f.Fuzz(func(t *testing.T, now, last, ttl, first, id, at1, event1, also1, at2, event2, also2 string, epoch, seq int64, odd uint8) {
-		texts := []string{now, last, ttl, first, id, at1, event1, also1, at2, event2, also2}
+		texts := []string{now, last, ttl, first, id, "1 " + id + "\n2", ttl, at1, event1, also1, at2, event2, also2}
 		asked := Position{epoch: epoch, seq: seq}
 		page, err := parsePage(asked, replyOf(texts, odd))
 		if err != nil {

@@ -269,23 +269,3 @@ func TestLookUp(t *testing.T) {
 		})
 	}
 }
-
-// TestPageOfBefore: what was being read when the log turned out to be another is not kept.
-func TestPageOfBefore(t *testing.T) {
-	c := ProjectChannel(uuid.New())
-	pos := Position{epoch: 1000, seq: 1}
-	lp := &logPage{first: pos, last: Position{epoch: 1000, seq: 2}, entries: []logEntry{{pos: pos, event: []byte("{}")}, {pos: Position{epoch: 1000, seq: 2}, event: []byte("{}")}}}
-	for _, cleared := range []bool{false, true} {
-		tl := newTail(c, c.String(), 0, func(error) {}, nil)
-		tl.pages.taken = new(atomic.Int64)
-		var land func(*logPage, error)
-		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { land = done }
-		tl.pages.join(tl, pos, true)
-		if cleared {
-			tl.pages.clear()
-		}
-		land(lp, nil)
-		_, kept := tl.pages.at(pos)
-		require.NotEqual(t, cleared, kept)
-	}
-}

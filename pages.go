@@ -17,7 +17,9 @@ type pages struct {
 
 	mu      sync.Mutex // guards following
 	kept    []*page    // the one used last at the end
-	flight  *flight    // the read that is under way
+	largest int        // bytes of the largest event that is known
+	flight  *flight    // the read that is under way,
+	ahead   *flight    // and the one for what follows it
 	flights uint64     // how many were begun
 }
 
@@ -26,12 +28,14 @@ type page struct {
 	*logPage
 	segment *segment // entries that follow one another without holes
 	used    time.Time
+	ahead   bool // nobody has asked for it yet
 }
 
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
 	number uint64
-	past   bool          // begun before the pages were dropped: guarded by their lock
+	past   bool          // begun before the pages were dropped; guarded by their lock, as is:
+	asked  bool          // somebody waits for it
 	done   chan struct{} // closed when the following are set
 	page   *page
 	err    error
@@ -40,6 +44,7 @@ type flight struct {
 const (
 	pageEvents = 256              // events in a page, and the grid on which pages begin
 	pagesBytes = 32 << 20         // bound on all pages of a bus
+	smallBytes = 1 << 20          // a page is not to have more
 	pageUnused = 30 * time.Second // after that a page is dropped
 )
 
@@ -50,7 +55,7 @@ func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReas
 	arrived := t.pages.begun()
 	exact := false
 	for {
-		if v, ok := t.pages.find(pos); ok {
+		if v, ok := t.pages.find(t, pos); ok {
 			return v, pos, "", nil
 		}
 		f, own := t.pages.join(t, pos, exact)
@@ -106,12 +111,16 @@ func (ps *pages) begun() uint64 {
 	return ps.flights
 }
 
-// find looks among the pages that are kept.
-func (ps *pages) find(pos Position) (view, bool) {
+// find looks among the pages that are kept, and reads ahead of one that was read ahead.
+func (ps *pages) find(t *tail, pos Position) (view, bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for i, p := range ps.kept {
 		if v, ok := p.from(pos); ok {
+			if p.ahead && ps.flight == nil {
+				ps.flight = ps.followLocked(t, p.logPage, nil)
+			}
+			p.ahead = false
 			p.used = time.Now()
 			ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
 			return v, true
@@ -147,19 +156,35 @@ func (p *page) at(pos Position) (Position, bool) {
 func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.flight != nil {
-		return ps.flight, false
+	if own = ps.flight == nil; own {
+		ps.flight = ps.beginLocked(t, pos, exact, nil)
 	}
+	ps.flight.asked = true
+	return ps.flight, own
+}
+
+// beginLocked begins a read for pos, of a page that may follow one that is still under way. Who
+// reads a page is going to want the next: that is read while this one is encoded and sent.
+func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) *flight {
 	ps.flights++
-	f = &flight{number: ps.flights, done: make(chan struct{})}
-	ps.flight = f
+	f := &flight{number: ps.flights, done: make(chan struct{})}
 	r := readRequest{name: t.name, from: pos, count: pageEvents + 1}
+	r.small = ps.largest > 0 && ps.largest*r.count <= smallBytes
 	if !exact && pos.seq > 0 {
 		r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
 	}
 	ps.read(r, func(lp *logPage, err error) {
+		if before != nil {
+			<-before.done
+		}
 		var p *page
 		if err == nil {
+			ps.sized(lp)
+			ps.mu.Lock()
+			if f.asked && !exact {
+				ps.ahead = ps.followLocked(t, lp, f)
+			}
+			ps.mu.Unlock()
 			p = &page{logPage: lp, segment: t.encode(lp), used: time.Now()}
 			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))]) // what resume needs
 			for i := range lp.entries {
@@ -167,13 +192,31 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 			}
 		}
 		ps.mu.Lock()
-		if f.page, f.err, ps.flight = p, err, nil; err == nil && !f.past {
+		f.page, f.err = p, err
+		ps.flight, ps.ahead = ps.ahead, nil
+		if err == nil && !f.past {
+			p.ahead = !f.asked
 			ps.keepLocked(p)
 		}
 		ps.mu.Unlock()
 		close(f.done)
 	})
-	return f, true
+	return f
+}
+
+// sized notes how large the events of the log are.
+func (ps *pages) sized(lp *logPage) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.largest = max(ps.largest, lp.largest)
+}
+
+// followLocked begins to read what follows a page, if the log goes on.
+func (ps *pages) followLocked(t *tail, lp *logPage, before *flight) *flight {
+	if n := len(lp.entries); n > pageEvents && lp.entries[n-1].pos.seq < lp.last.seq {
+		return ps.beginLocked(t, lp.entries[n-1].pos, false, before)
+	}
+	return nil
 }
 
 // encode makes a segment of a page's entries, up to the first hole.
@@ -233,8 +276,10 @@ func (ps *pages) clear() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.dropLocked(len(ps.kept))
-	if ps.flight != nil {
-		ps.flight.past = true
+	for _, f := range []*flight{ps.flight, ps.ahead} {
+		if f != nil {
+			f.past = true
+		}
 	}
 }
 

@@ -13,6 +13,7 @@
 --       [4] position of the oldest entry, '' when there is none
 --       [5] id of the event at [2], '' when that is not an entry any more
 --       [6] what ARGV[4] asks for: lines of number and id
+--       [7] bytes of the larger one of the oldest and the newest event
 --       then for each entry: position, event, what it notes (see append.lua)
 local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- a write that changes nothing
 if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
@@ -20,7 +21,7 @@ local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then
-  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', '', ''} end
+  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', '', '', ''} end
   return info
 end
 local last, oldest, newest = '', nil, nil
@@ -49,7 +50,8 @@ if ARGV[4] ~= '' and string.match(ARGV[4], '^%d+') == epoch then
     ids[#ids + 1] = string.match(entry[1], '%d+$') .. ' ' .. (string.match(entry[2][2] or '', '^{"id":"([^"\\]*)"') or '')
   end
 end
-local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id, table.concat(ids, '\n')}
+local size = math.max(oldest and #(oldest[2][2] or '') or 0, newest and #(newest[2][2] or '') or 0)
+local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id, table.concat(ids, '\n'), tostring(size)}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or string.match(from, '^%d+') ~= epoch or string.sub(from, -2) == '-0' then from = begin end
 local n, more = #reply, count > 0
@@ -66,7 +68,7 @@ while more do
         if fields[i] == 'also' then also = fields[i + 1] end
       end
     end
-    if n > 6 then bytes = bytes - #event end
+    if n > 7 then bytes = bytes - #event end
     reply[n + 1], reply[n + 2], reply[n + 3] = entry[1], event, also
     n = n + 3
     if bytes <= 0 then return reply end

@@ -194,6 +194,7 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) bool {
 	t.unsure = false
 	t.reads, t.top = t.reads+1, page.last
+	t.pages.sized(page)
 	next, run := t.next, t.run
 	defer func() {
 		if t.next != next || t.run != run {

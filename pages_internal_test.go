@@ -1,0 +1,132 @@
+package eventbus
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/syndarix/eventbus/embedded"
+	"github.com/syndarix/eventbus/internal/redistest"
+)
+
+// TestPageOfBefore: what was being read when the log turned out to be another is not kept.
+func TestPageOfBefore(t *testing.T) {
+	c := ProjectChannel(uuid.New())
+	pos := Position{epoch: 1000, seq: 1}
+	lp := &logPage{first: pos, last: Position{epoch: 1000, seq: 2}, entries: []logEntry{{pos: pos, event: []byte("{}")}, {pos: Position{epoch: 1000, seq: 2}, event: []byte("{}")}}}
+	for _, cleared := range []bool{false, true} {
+		tl := newTail(c, c.String(), 0, func(error) {}, nil)
+		tl.pages.taken = new(atomic.Int64)
+		var land func(*logPage, error)
+		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { land = done }
+		tl.pages.join(tl, pos, true)
+		if cleared {
+			tl.pages.clear()
+		}
+		land(lp, nil)
+		_, kept := tl.pages.at(pos)
+		require.NotEqual(t, cleared, kept)
+	}
+}
+
+// TestPagesAreReadAhead: while a page is encoded and used, the next is read, but not the one behind
+// that before somebody wants it. What was read ahead goes on being read ahead.
+func TestPagesAreReadAhead(t *testing.T) {
+	c := ProjectChannel(uuid.New())
+	const events = 10*pageEvents + 7
+	page := func(r readRequest) *logPage {
+		lp := &logPage{asked: r.from, first: Position{epoch: 1000, seq: 1}, last: Position{epoch: 1000, seq: events}}
+		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < r.count; seq++ {
+			lp.entries = append(lp.entries, logEntry{pos: Position{epoch: 1000, seq: seq}, event: []byte("{}")})
+		}
+		return lp
+	}
+	tl := newTail(c, c.String(), 0, func(error) {}, nil)
+	tl.pages.taken = new(atomic.Int64)
+	var begun []int64
+	var land []func()
+	tl.pages.read = func(r readRequest, done func(*logPage, error)) {
+		begun = append(begun, r.from.seq)
+		land = append(land, func() { done(page(r), nil) })
+	}
+	pos := Position{epoch: 1000, seq: 1}
+	first, own := tl.pages.join(tl, pos, false)
+	require.True(t, own)
+	land[0]()
+	require.Equal(t, []int64{0, pageEvents}, begun)
+	<-first.done
+	land[1]() // nobody has asked for it yet
+	require.Len(t, begun, 2)
+	for n := int64(1); pos.seq < events; n++ {
+		v, _, gap, err := tl.after(t.Context(), pos)
+		require.NoError(t, err)
+		require.Empty(t, gap)
+		require.Equal(t, pos.seq+1, v.entries[0].pos.seq)
+		pos = v.entries[len(v.entries)-1].pos
+		if int(n) < len(land) && n > 1 {
+			land[n]()
+		}
+		require.LessOrEqual(t, len(begun), int(n+1), "one page ahead")
+		require.GreaterOrEqual(t, len(begun), min(int(n+1), 11))
+	}
+	require.Len(t, begun, 11)
+}
+
+// TestSmallPagesAreTheSame, be they read through the script or beside it.
+func TestSmallPagesAreTheSame(t *testing.T) {
+	local, err := embedded.New()
+	require.NoError(t, err)
+	defer local.Close()
+	for name, client := range map[string]*redis.Client{"miniredis": local.Client, "redis": redistest.Start(t).Client(t)} {
+		t.Run(name, func(t *testing.T) {
+			ctx, log := context.Background(), "project:p"
+			l := &redisLog{client: client}
+			add := func(id string, values ...any) {
+				require.NoError(t, client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(log), ID: id, Values: values}).Err())
+			}
+			same := func(n int, froms ...Position) {
+				t.Helper()
+				for _, from := range froms {
+					r := readRequest{name: log, from: from, count: 5}
+					want, err := l.read(ctx, r)
+					require.NoError(t, err)
+					require.Len(t, want.entries, n)
+					r.small = true
+					got, err := l.read(ctx, r)
+					require.NoError(t, err)
+					want.now, want.expires, got.now, got.expires = 0, 0, 0, 0
+					require.Equal(t, want, got)
+				}
+			}
+			at := func(epoch, seq int64) Position { return Position{epoch: epoch, seq: seq} }
+			_, err := l.read(ctx, readRequest{name: log, count: 5}) // loads the script
+			require.NoError(t, err)
+			same(0, Position{}, at(5000, 1))
+			add("4000-0", "event", `{"id":"x"}`)
+			add("4000-1", "event", `{"id":"x"}`)
+			add("5000-0", "event", `{"id":"x"}`)
+			for i := range 9 {
+				ev := validEvent(t)
+				add(fmt.Sprintf("5000-%d", i+1), "event", ev.appendJSON(nil), "also", fmt.Sprint("agent:a@1-", i))
+			}
+			add("5000-10", "neither", "this", "nor", "that")
+			add("5000-11", "also", "x@1-1", "event", "{}")
+			add("5000-12", "event", "first", "event", "second")
+			same(5, Position{}, at(5000, 0), at(5000, 1), at(5000, 8))
+			same(2, at(5000, 11))
+			require.NoError(t, client.XDel(ctx, logKey(log), "5000-9").Err())
+			same(3, at(5000, 9))
+			same(0, at(5000, 13))
+			require.NotNil(t, l.readSmall(ctx, readRequest{name: log, from: at(5000, 1), count: 5, small: true}))
+			require.NoError(t, client.PExpire(ctx, logKey(log), time.Hour).Err())
+			require.NoError(t, client.XTrimMaxLen(ctx, logKey(log), 0).Err())
+			same(0, Position{}, at(5000, 3))
+		})
+	}
+}
