@@ -30,14 +30,14 @@ type record struct {
 
 // An appended is what became of a record.
 type appended struct {
-	pos   Position // where it is in the log, also with an error; zero where that is not known,
-	err   error    // or where it was only looked for, and is not there
-	again bool     // the log had it already,
-	also  string   // and its entry notes this
-	sure  bool     // the error, if any, says for certain that the log does not have it
+	pos   Position // where it is, also with an error; zero if that is not known or it is not there
+	err   error
+	again bool   // the log had it already,
+	also  string // and its entry notes this
+	sure  bool   // the error, if any, says for certain that the log does not have it
 }
 
-// done tells whether it is in the log, and no more is to be done.
+// done tells whether it is in the log, without an error.
 func (a *appended) done() bool { return a.err == nil && !a.pos.IsZero() }
 
 // A group has one reply: the records of a log that are nothing but appended, in a row; or a

@@ -28,8 +28,8 @@
 --       '+<position>' appended, and for n events that those behind the first have the
 --       numbers behind it; '=<position> <also>' was there already, with what its entry
 --       notes; '-' was not, and nothing was to be appended; '~<position> <error>' is
---       there, but something failed ('~ <error>' for n events: of any, and who knows which
---       are there); '!<error>' not appended. Where n events fare differently, a list.
+--       there, but something failed ('~ <error>' for n events: some may not be there);
+--       '!<error>' not appended. Where n events fare differently, a list.
 -- Nothing here raises an error once something may be written: the caller takes one
 -- for "it did not run".
 local pcall, sub, publish = redis.pcall, string.sub, ARGV[2]

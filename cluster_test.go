@@ -268,9 +268,7 @@ func TestOneShardGoesBack(t *testing.T) {
 	sub := now(t, bus, channel, agent)
 	require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
 	require.NoError(t, bus.Publish(ctx, message(t, project, "1"), agent))
-	entries := rdb.XRange(ctx, logKey(channel), "-", "+").Val()
-	require.NoError(t, rdb.XDel(ctx, logKey(channel), entries[1].ID).Err())
-	require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channel), entries[0].ID).Err())
+	goBack(t, rdb, channel, 1)
 	early := follow(t, newBus(t, rdb, sharded, fresh), sub)
 	early.count(2)
 	other := newBus(t, rdb, sharded)
@@ -280,6 +278,17 @@ func TestOneShardGoesBack(t *testing.T) {
 	f.exactly(countTo(0, 3), 0)
 	early.count(3)
 	early.exactly(countTo(0, 3), 0)
+}
+
+// goBack takes from a channel's log what its node lost, all but the first n entries.
+func goBack(t *testing.T, rdb redis.UniversalClient, channel eventbus.Channel, n int) {
+	t.Helper()
+	ctx, key := deadline(t), logKey(channel)
+	entries := rdb.XRange(ctx, key, "-", "+").Val()
+	for _, e := range entries[n:] {
+		require.NoError(t, rdb.XDel(ctx, key, e.ID).Err())
+	}
+	require.NoError(t, rdb.Do(ctx, "XSETID", key, entries[n-1].ID).Err())
 }
 
 // TestResumeWhereOneShardWentBack: the node of one channel lacks the event that a reader was given
@@ -302,9 +311,7 @@ func TestResumeWhereOneShardWentBack(t *testing.T) {
 				require.Equal(t, fmt.Sprint(i), got)
 				require.Zero(t, gaps)
 			}
-			entries := rdb.XRange(ctx, logKey(channel), "-", "+").Val()
-			require.NoError(t, rdb.XDel(ctx, logKey(channel), entries[2].ID).Err())
-			require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channel), entries[1].ID).Err())
+			goBack(t, rdb, channel, 2)
 			if reused {
 				require.NoError(t, newBus(t, rdb, sharded).Publish(ctx, message(t, project, "in the gap")))
 			}
@@ -314,6 +321,72 @@ func TestResumeWhereOneShardWentBack(t *testing.T) {
 			f.count(1)
 			f.exactly([]string{"3"}, 1)
 			require.Equal(t, eventbus.GapRewound, f.gaps[0].Reason)
+		})
+	}
+}
+
+// TestOneShardGoesBackTwice: the second time, it loses an event under a number that a reader had
+// before the first. Another channel has it.
+func TestOneShardGoesBackTwice(t *testing.T) {
+	rdb := redistest.StartCluster(t, 3, false).Client(t)
+	sharded := eventbus.WithShardedPubSub()
+	bus, ctx, project := newBus(t, rdb, sharded), deadline(t), uuid.New()
+	agent, channel := eventbus.AgentChannel(uuid.New()), eventbus.ProjectChannel(project)
+	sub := now(t, bus, channel, agent)
+	for i := range 4 {
+		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i)), agent))
+	}
+	f := follow(t, newBus(t, rdb, sharded), sub)
+	f.count(4)
+	f.end()
+	sub.After = f.cursor
+	goBack(t, rdb, channel, 2)
+	f = follow(t, newBus(t, rdb, sharded), sub)
+	f.until("the gap", func(_ []string, gaps []*eventbus.GapError) bool { return len(gaps) == 1 })
+	f.end()
+	sub.After = f.cursor
+	for _, text := range countTo(4, 6) {
+		require.NoError(t, newBus(t, rdb, sharded).Publish(ctx, message(t, project, text), agent))
+		goBack(t, rdb, channel, 2)
+	}
+	require.NoError(t, newBus(t, rdb, sharded).Publish(ctx, message(t, project, "6"), agent))
+	f = follow(t, newBus(t, rdb, sharded), sub)
+	f.until("the last", func(texts []string, _ []*eventbus.GapError) bool { return slices.Contains(texts, "6") })
+	f.end()
+	require.Subset(t, f.texts, []string{"4", "5", "6"})
+}
+
+// TestGapBeforeAShardWentBack: what a reader passed over has numbers that are given again. It gets
+// the new events once, also where it resumes after each.
+func TestGapBeforeAShardWentBack(t *testing.T) {
+	for name, rdb := range map[string]redis.UniversalClient{
+		"lone": redistest.Start(t).Client(t), "cluster": redistest.StartCluster(t, 3, false).Client(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+			agent, channel := eventbus.AgentChannel(uuid.New()), eventbus.ProjectChannel(project)
+			sub := now(t, bus, agent)
+			for i := range 7 {
+				require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint("old ", i))))
+			}
+			require.NoError(t, bus.Publish(ctx, message(t, uuid.New(), "0"), agent))
+			sub.Channels = []eventbus.Channel{channel, agent} // of the first, the cursor says nothing
+			got, gaps := resumeOnce(t, newBus(t, rdb), &sub)
+			require.Equal(t, "0", got)
+			goBack(t, rdb, channel, 5)
+			f := follow(t, newBus(t, rdb), sub)
+			f.until("the gap", func(_ []string, gaps []*eventbus.GapError) bool { return len(gaps) == 1 })
+			f.end()
+			sub.After = f.cursor
+			for _, text := range countTo(1, 4) {
+				require.NoError(t, newBus(t, rdb).Publish(ctx, message(t, project, text), agent))
+			}
+			for _, text := range countTo(1, 4) {
+				got, told := resumeOnce(t, newBus(t, rdb), &sub)
+				require.Equal(t, text, got)
+				gaps += told
+			}
+			require.Zero(t, gaps)
 		})
 	}
 }
@@ -328,11 +401,7 @@ func TestNotesOfALostEnd(t *testing.T) {
 	for i := range n {
 		require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(i)), channels[1+i%2]))
 	}
-	entries := rdb.XRange(ctx, logKey(channels[0]), "-", "+").Val()
-	for _, e := range entries[1:] {
-		require.NoError(t, rdb.XDel(ctx, logKey(channels[0]), e.ID).Err())
-	}
-	require.NoError(t, rdb.Do(ctx, "XSETID", logKey(channels[0]), entries[0].ID).Err())
+	goBack(t, rdb, channels[0], 1)
 	f := follow(t, newBus(t, rdb), eventbus.Subscription{Channels: channels, Oldest: true})
 	f.count(n)
 	f.end()

@@ -139,8 +139,8 @@ func (c *Cursor) UnmarshalText(text []byte) error {
 
 // A hole is a stretch of a log, behind one position and up to another, that a
 // subscription passes over: what was there before it began, or a gap. A zero after
-// stands for everything before upto. Where the log went back behind after, only the
-// log of before had what follows upto.
+// stands for everything before upto. If after is not before upto, the log went back: the
+// old one reached after, with this mark, and the one that took its place reaches upto.
 type hole struct{ after, upto Position }
 
 func (h hole) rewound() bool { return h.after.epoch == h.upto.epoch && h.after.seq >= h.upto.seq }
@@ -174,6 +174,7 @@ func (h hole) has(p Position) bool {
 //	                        epoch to the channel's as a varint
 //	  after                 seq + 1 as a uvarint, and the difference of its
 //	                        epoch to upto's as a varint
+//	  fingerprint       2   of after, only if that is not before upto
 //
 // The salt, 0 to 15, is the least with which the channels' hashes differ.
 const (
@@ -254,6 +255,9 @@ func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]ho
 			out = binary.AppendVarint(out, h.upto.epoch-position(i).epoch)
 			out = binary.AppendUvarint(out, uint64(h.after.seq+1))
 			out = binary.AppendVarint(out, h.after.epoch-h.upto.epoch)
+			if h.rewound() {
+				out = binary.BigEndian.AppendUint16(out, h.after.mark)
+			}
 			if len(out) > limit {
 				out = out[:short]
 			}
@@ -339,6 +343,9 @@ func decodeCursor(s string) ([]cursorEntry, error) {
 		h.upto.epoch = r.epoch(entries[i].pos.epoch)
 		h.after.seq = r.seq()
 		h.after.epoch = r.epoch(h.upto.epoch)
+		if h.rewound() {
+			h.after.mark = binary.BigEndian.Uint16(r.bytes(2))
+		}
 		if r.bad || len(entries[i].holes) == maxHoles {
 			return nil, errCursor
 		}

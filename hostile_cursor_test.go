@@ -71,6 +71,9 @@ func (f forged) bytes() []byte {
 		b = binary.AppendVarint(b, h.uptoEpoch)
 		b = binary.AppendUvarint(b, uint64(h.seqSince+1))
 		b = binary.AppendVarint(b, h.epSince)
+		if h.epSince == 0 && h.seqSince >= h.uptoSeq {
+			b = binary.BigEndian.AppendUint16(b, 7)
+		}
 	}
 	return b
 }

@@ -339,8 +339,8 @@ func TestCursorKeepsHolesWhereThereIsRoom(t *testing.T) {
 	names := channelNames(2)
 	at := []Position{{1763868000000, 42, 1}, {1763868000500, 7, 2}}
 	holes := [][]hole{
-		{{Position{}, Position{epoch: 1763868000000, seq: 40}}, {Position{epoch: 1763868000000, seq: 40}, Position{epoch: 1763868000000, seq: 41}}},
-		{{Position{epoch: 1, seq: 3}, Position{epoch: 1763868000500, seq: noLog}}},
+		{{Position{epoch: 1, seq: 3}, Position{epoch: 1763868000500, seq: noLog}}, {Position{}, Position{epoch: 1763868000000, seq: 40}}, {Position{epoch: 1763868000000, seq: 40}, Position{epoch: 1763868000000, seq: 41}}},
+		{{Position{epoch: 1763868000500, seq: 9, mark: 5}, Position{epoch: 1763868000500, seq: 7}}},
 	}
 	c := Cursor{string(newCursorKey(names).append(nil, func(i int) Position { return at[i] }, holes...))}
 	entries, err := c.entries(names)
@@ -379,7 +379,7 @@ func FuzzParseCursor(f *testing.F) {
 		for i := range int64(n) {
 			at = append(at, Position{1763868000000 + i*i*1_000_000, i - 1, uint16(i)})
 		}
-		holes := [][]hole{{{Position{}, Position{epoch: 5, seq: 3}}}}
+		holes := [][]hole{{{Position{}, Position{epoch: 5, seq: 3}}, {Position{epoch: 5, seq: 7, mark: 9}, Position{epoch: 5, seq: 2}}}}
 		f.Add(encodeCursor(channelNames(n), at).String())
 		f.Add(string(newCursorKey(channelNames(n)).append(nil, func(i int) Position { return at[i] }, holes...)))
 	}

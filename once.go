@@ -55,14 +55,12 @@ func (r *reader) judge(l *lane) answer {
 func (r *reader) had(l, m *lane, at Position, id string) answer {
 	pos := m.place.pos
 	ahead := at.epoch > pos.epoch || at.epoch == pos.epoch && at.seq > pos.seq || pos.seq == noLog
-	if i := slices.IndexFunc(m.holes, func(h hole) bool { return h.has(at) }); i >= 0 {
-		if found, same, _ := m.tail.compare(at); found && !same && m.holes[i].rewound() {
-			return yes // the note is about the log of before, which had it delivered
-		}
-		return no
-	}
 	switch {
-	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.after.epoch == at.epoch && h.after.seq >= at.seq }):
+	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.rewound() && h.after == at }):
+		return yes // the log that the gap ended had it delivered, as the last one
+	case slices.ContainsFunc(m.holes, func(h hole) bool { return h.has(at) }):
+		return no
+	case slices.ContainsFunc(m.holes, func(h hole) bool { return !h.rewound() && h.after.epoch == at.epoch && h.after.seq >= at.seq }):
 		return yes // before the gap
 	case m == l || at.epoch < pos.epoch && !ahead:
 		return no // this subscription does not know what became of it there
@@ -240,6 +238,13 @@ func (r *reader) pass(l *lane, h hole) {
 // remember keeps a hole for good: an entry can be written at any time that notes a place in it,
 // or one before it in a log that is gone.
 func (l *lane) remember(h hole) {
+	if h.rewound() { // the numbers behind it are given again
+		for i, old := range l.holes {
+			if old.upto.epoch == h.upto.epoch && old.upto.seq > h.upto.seq {
+				l.holes[i].upto.seq = h.upto.seq
+			}
+		}
+	}
 	if len(l.holes) == maxHoles {
 		l.holes = slices.Delete(l.holes, 0, 1)
 	}

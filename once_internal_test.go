@@ -57,7 +57,7 @@ func TestWhatAnEntryNotes(t *testing.T) {
 		{name: "before the log was lost", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1000, 7), lone: yes, cluster: yes},
 		{name: "when the log was lost", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1000, 8), lone: no, cluster: no},
 		{name: "in a log in between", place: at(2000, 0), holes: []hole{{at(1000, 7), at(2000, 0)}}, noted: at(1500, 1), lone: no, cluster: no},
-		{name: "in what the log lost when it went back", place: at(2000, 5), holes: []hole{{at(2000, 7), at(2000, 5)}}, noted: at(2000, 7), lone: yes, cluster: yes},
+		{name: "given again since the log went back", place: at(2000, 5), holes: []hole{{at(2000, 7), at(2000, 5)}}, noted: at(2000, 7), lone: notYet, cluster: notYet},
 		{name: "in what the log had when it had gone back", place: at(2000, 5), holes: []hole{{at(2000, 7), at(2000, 5)}}, noted: at(2000, 4), lone: no, cluster: no},
 		{name: "in a log before the one that went back", place: at(2000, 5), holes: []hole{{at(1000, 7), at(2000, 0)}, {at(2000, 7), at(2000, 5)}}, noted: at(1000, 7), lone: yes, cluster: yes},
 		{name: "in a log of which nothing is known", place: at(2000, 9), noted: at(1000, 1), lone: no, cluster: no},
@@ -127,13 +127,34 @@ func TestAnotherEventIsWhereAnEntryNotes(t *testing.T) {
 	}
 }
 
-// TestTheLogWentBackSince: the note is about an event that was there before.
+// TestTheLogWentBackSince: the note is about the event that was delivered last before that.
 func TestTheLogWentBackSince(t *testing.T) {
-	for _, cluster := range []bool{false, true} {
-		r := lanesOf(t, cluster, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: 5})
-		r.lanes[1].holes = []hole{{Position{epoch: 2000, seq: 7}, Position{epoch: 2000, seq: 5}}}
-		r.lanes[0].next(validEvent(t), r.lanes[1], Position{epoch: 2000, seq: 5})
-		require.Equal(t, yes, r.judge(r.lanes[0]))
+	for _, end := range []int64{5, 7} {
+		for _, cluster := range []bool{false, true} {
+			r := lanesOf(t, cluster, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: end})
+			l, m, ev := r.lanes[0], r.lanes[1], validEvent(t)
+			last := Position{epoch: 2000, seq: 7, mark: fingerprint(ev.ID)}
+			m.remember(hole{last, Position{epoch: 2000, seq: end}})
+			l.next(ev, m, last)
+			require.Equal(t, yes, r.judge(l))
+			l.next(validEvent(t), m, last)
+			require.Equal(t, no, r.judge(l), "another event")
+		}
+	}
+}
+
+// TestGapBeforeTheLogWentBack: the numbers that it had are given again.
+func TestGapBeforeTheLogWentBack(t *testing.T) {
+	at := func(seq int64) Position { return Position{epoch: 2000, seq: seq} }
+	for _, old := range []hole{{at(2), at(8)}, {at(7), at(8)}, {Position{epoch: 1000, seq: 3}, at(8)}} {
+		r := lanesOf(t, false, 9, at(0), at(9))
+		l, m := r.lanes[0], r.lanes[1]
+		m.remember(old)
+		m.remember(hole{at(8), at(5)})
+		for seq, want := range map[int64]answer{4: no, 5: no, 6: yes, 7: yes} {
+			l.next(*m.tail.entryLocked(uint64(seq - 1)).event, m, at(seq))
+			require.Equal(t, want, r.judge(l), "%d, behind %v", seq, old)
+		}
 	}
 }
 

@@ -34,8 +34,7 @@ type page struct {
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
 	number uint64
-	past   bool          // begun before the pages were dropped; guarded by their lock, as is:
-	asked  bool          // somebody waits for it
+	asked  bool          // somebody waits for it; guarded by the lock of its pages
 	done   chan struct{} // closed when the following are set
 	page   *page
 	err    error
@@ -181,7 +180,7 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 		if err == nil {
 			ps.sized(lp)
 			ps.mu.Lock()
-			if f.asked && !exact {
+			if ps.flight == f && f.asked && !exact {
 				ps.ahead = ps.followLocked(t, lp, f)
 			}
 			ps.mu.Unlock()
@@ -193,10 +192,12 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 		}
 		ps.mu.Lock()
 		f.page, f.err = p, err
-		ps.flight, ps.ahead = ps.ahead, nil
-		if err == nil && !f.past {
-			p.ahead = !f.asked
-			ps.keepLocked(p)
+		if ps.flight == f { // else the pages were dropped meanwhile
+			ps.flight, ps.ahead = ps.ahead, nil
+			if err == nil {
+				p.ahead = !f.asked
+				ps.keepLocked(p)
+			}
 		}
 		ps.mu.Unlock()
 		close(f.done)
@@ -271,16 +272,12 @@ func (ps *pages) dropLocked(n int) {
 	ps.kept = slices.Delete(ps.kept, 0, n)
 }
 
-// clear drops all pages, also one that is on its way.
+// clear drops all pages, also those that are on their way, but for who waits for them.
 func (ps *pages) clear() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.dropLocked(len(ps.kept))
-	for _, f := range []*flight{ps.flight, ps.ahead} {
-		if f != nil {
-			f.past = true
-		}
-	}
+	ps.flight, ps.ahead = nil, nil
 }
 
 // expire drops the pages that nobody has used for a while.

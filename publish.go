@@ -190,8 +190,8 @@ func (p *publication) notes(i int) string {
 	return strings.Join(notes, " ")
 }
 
-// attempt appends some records, or only looks for them. Where all go into one call, they do
-// so again, too, when only some need to: a master that took over may lack the others.
+// attempt appends some records, or only looks for them. Where they share a call, it is repeated
+// with all of them, also those that succeeded: a master that took over may lack these.
 func (p *publication) attempt(ctx context.Context, records []int, only bool) error {
 	var retry backoff
 	var few [4]int
@@ -224,7 +224,6 @@ func (p *publication) attempt(ctx context.Context, records []int, only bool) err
 				if !p.results[i].sure {
 					p.records[i].look = lookAll
 				}
-				p.results[i] = appended{}
 			}
 		}
 		pending = again
@@ -256,7 +255,10 @@ func (p *publication) commit(ctx context.Context, pending []int, only bool) (err
 		c := &commit{done: make(chan struct{})} // a worker can outlast this call
 		c.records = c.single[:0]
 		for _, i := range of {
-			p.records[i].also, p.records[i].only = p.notes(i), only
+			p.records[i].only = only
+			if p.bus.log.perChannel {
+				p.records[i].also = p.notes(i)
+			}
 			c.records = append(c.records, p.records[i])
 		}
 		parts = append(parts, part{c, p.bus.commits.add(ctx, c), of})
@@ -267,6 +269,9 @@ func (p *publication) commit(ctx context.Context, pending []int, only bool) (err
 			err = failed
 		}
 		for n, i := range part.of {
+			if r := &results[n]; r.err != nil && r.pos.IsZero() {
+				r.pos = p.results[i].pos // of an earlier attempt
+			}
 			p.results[i] = results[n]
 			if failed == nil {
 				p.records[i].since = part.records[n].since

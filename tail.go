@@ -31,8 +31,8 @@ type tail struct {
 	first    uint64     // ordinal of the oldest entry
 	next     uint64     // ordinal that the next entry will have
 	run      uint64     // raised when the tail starts anew: ordinals from before mean nothing
-	reads    int        // how often the log was read,
-	top      Position   // and where it ended then, whether the tail has come that far or not
+	reads    int        // how often the log was read
+	top      Position   // where it ended at the last read, whether the tail has come so far or not
 	foreign  uint64     // how many foreign events the tail has had
 	bytes    int        // of all segments
 	last     Position   // the tail is complete up to here
