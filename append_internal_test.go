@@ -217,8 +217,8 @@ func TestFailoverBetweenTheAttemptsOfAPublish(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	ctx, agent := context.Background(), AgentChannel(uuid.New())
 	for name, then := range map[string]func(){
-		"it has it":   func() { client.Del(ctx, logKey(agent.String())) },
-		"it lacks it": func() { client.FlushDB(ctx) },
+		"it has it":          func() { client.Del(ctx, logKey(agent.String())) },
+		"it lacks it":        func() { client.FlushDB(ctx) },
 		"it does not answer": func() {},
 	} {
 		t.Run(name, func(t *testing.T) {
