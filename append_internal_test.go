@@ -124,25 +124,34 @@ func TestRetryBesideOthersAfterTheLogWasLost(t *testing.T) {
 	}
 }
 
-// TestPositionOfWhatFailedBehindIt: the event is in the log, its channel was not told, and the error
-// says both.
+// TestPositionOfWhatFailedBehindIt: the events are in the log, but something else was not done, and the
+// error says both.
 func TestPositionOfWhatFailedBehindIt(t *testing.T) {
 	s, ctx := redistest.Start(t), context.Background()
 	direct := s.Client(t)
-	for _, idempotent := range []bool{false, true} {
-		require.NoError(t, direct.Do(ctx, "ACL", "SETUSER", "u", "reset", "on", ">p", "~*", "&other", "+@all").Err())
-		client := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "u", Password: "p"})
-		defer client.Close()
-		l := &redisLog{client: client, retention: func(ChannelKind) Retention { return Retention{} }, heads: make(map[string]Position)}
-		ev, name := validEvent(t), fmt.Sprint("project:", idempotent)
-		r := record{name: name, event: ev.appendJSON(nil), id: ev.ID, idempotent: idempotent}
-		if idempotent {
-			r.look = 10
+	for _, forbidden := range []string{"resetchannels", "-pexpire", "-set"} {
+		for _, idempotent := range []bool{false, true} {
+			require.NoError(t, direct.Do(ctx, "ACL", "SETUSER", "u", "reset", "on", ">p", "~*", "&*", "+@all", forbidden).Err())
+			client := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "u", Password: "p"})
+			defer client.Close()
+			l := &redisLog{client: client, retention: func(ChannelKind) Retention { return Retention{Age: time.Hour} }, heads: make(map[string]Position)}
+			name := fmt.Sprint("project:", forbidden, idempotent)
+			var records []*record
+			for range 2 {
+				ev := validEvent(t)
+				r := &record{name: name, event: ev.appendJSON(nil), id: ev.ID, idempotent: idempotent}
+				if idempotent {
+					r.look = 10
+				}
+				records = append(records, r)
+			}
+			results := l.append(ctx, [][]*record{records})[0]
+			for i, e := range direct.XRange(ctx, logKey(name), "-", "+").Val() {
+				require.Equal(t, e.ID, results[i].pos.String(), name)
+				require.Equal(t, fingerprint(records[i].id), results[i].pos.mark)
+				require.Equal(t, forbidden == "-set" && !idempotent, results[i].done(), name)
+			}
 		}
-		a := l.append(ctx, [][]*record{{&r}})[0][0]
-		require.ErrorContains(t, a.err, "can't publish")
-		require.Equal(t, direct.XRange(ctx, logKey(name), "-", "+").Val()[0].ID, a.pos.String())
-		require.False(t, a.done())
 	}
 }
 
