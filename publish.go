@@ -47,49 +47,61 @@ type Receipt struct {
 // [ErrClosed] is returned on a closed bus. It is safe for
 // concurrent use; the events of one goroutine keep their order.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
-	_, err := b.PublishWith(ctx, ev, PublishOptions{Channels: channels})
+	_, err := b.submit(ctx, ev, PublishOptions{Channels: channels})
 	return err
 }
 
 // PublishWith is [Bus.Publish] for who publishes an event that may have been published before
 // (see [PublishOptions]), or wants the cursor behind it. With an error, the receipt is zero.
 func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
-	if err := context.Cause(ctx); err != nil {
+	p, err := b.submit(ctx, ev, opts)
+	if err != nil {
 		return Receipt{}, err
 	}
+	return p.receipt(), nil
+}
+
+// submit checks an event and publishes it.
+func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publication, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
 	if err := ev.Validate(); err != nil {
-		return Receipt{}, err
+		return nil, err
 	}
 	channels := distinct(append([]Channel{ProjectChannel(ev.ProjectID)}, opts.Channels...))
 	for i, c := range opts.Channels {
 		if err := c.check(fmt.Sprintf("channels[%d]", i)); err != nil {
-			return Receipt{}, err
+			return nil, err
 		}
 	}
 	if len(channels) > b.options.maxChannels {
 		b.stats.refusedChannels.Add(1)
-		return Receipt{}, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
+		return nil, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
 	}
 	data := ev.appendJSON(nil)
 	if len(data) > b.options.maxEventSize {
 		b.stats.refusedEventSize.Add(1)
-		return Receipt{}, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
+		return nil, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
 	}
-	receipt, err := b.publish(ctx, ev.ID, data, channels, opts.Idempotent)
+	p, err := b.publish(ctx, ev.ID, data, channels, opts.Idempotent)
 	if err == nil {
 		b.stats.published.Add(1)
 	}
-	return receipt, err
+	return p, err
 }
 
 // publish appends an event's JSON to the logs of channels.
-func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (Receipt, error) {
+func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (*publication, error) {
 	if !b.enter() {
-		return Receipt{}, ErrClosed
+		return nil, ErrClosed
 	}
 	defer b.leave()
-	p := publication{bus: b, id: id, again: b.doubted.take(id)}
-	p.records, p.results = make([]record, len(channels)), make([]appended, len(channels))
+	p := &publication{bus: b, id: id, again: b.doubted.take(id)}
+	p.records, p.results = p.single.records[:], p.single.results[:]
+	if len(channels) > 1 {
+		p.records, p.results = make([]record, len(channels)), make([]appended, len(channels))
+	}
 	for i, c := range channels {
 		r := &p.records[i]
 		*r = record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
@@ -100,17 +112,10 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 			r.look = lookIdempotent
 		}
 	}
-	err := p.run(ctx)
-	if err != nil {
-		return Receipt{}, p.failed(channels, err)
+	if err := p.run(ctx); err != nil {
+		return nil, p.failed(channels, err)
 	}
-	receipt := Receipt{ID: id, Repeated: true}
-	for i := range p.results {
-		receipt.Repeated = receipt.Repeated && p.results[i].again
-	}
-	key := newCursorKey(p.names())
-	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.results[i].pos }))}
-	return receipt, nil
+	return p, nil
 }
 
 const (
@@ -126,14 +131,22 @@ type publication struct {
 	again   bool // an earlier publish of this event ended in doubt
 	records []record
 	results []appended // by record; without a position and error: not tried yet
+	single  struct {   // room for them: mostly there is one
+		records [1]record
+		results [1]appended
+	}
 }
 
-func (p *publication) names() []string {
-	var names []string
-	for i := range p.records {
-		names = append(names, p.records[i].name)
+// receipt tells what became of one that succeeded.
+func (p *publication) receipt() Receipt {
+	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
+	for i := range p.results {
+		receipt.Repeated = receipt.Repeated && p.results[i].again
+		names[i] = p.records[i].name
 	}
-	return names
+	key := newCursorKey(names)
+	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.results[i].pos }))}
+	return receipt
 }
 
 // run appends all records, trying again what may succeed later. Where channels need
@@ -332,8 +345,8 @@ type commit struct {
 }
 
 const (
-	commitWorkers = 2
-	commitRecords = 256     // in one call
+	commitWorkers = 3
+	commitRecords = 96      // in one call; with more, Redis and the publishers wait for each other
 	commitBytes   = 1 << 20 // in one call, unless one record is longer
 )
 
