@@ -130,3 +130,27 @@ func TestSmallPagesAreTheSame(t *testing.T) {
 		})
 	}
 }
+
+// TestSmallPagesWithoutTransactions: where a user may not use them, the script reads.
+func TestSmallPagesWithoutTransactions(t *testing.T) {
+	s, ctx := redistest.Start(t), context.Background()
+	direct := s.Client(t)
+	for seq := range 3 {
+		require.NoError(t, direct.XAdd(ctx, &redis.XAddArgs{Stream: logKey("project:p"), ID: fmt.Sprintf("5000-%d", seq+1), Values: []any{"event", "{}"}}).Err())
+	}
+	for _, forbidden := range []string{"-multi", "-exec", "-xrange"} {
+		require.NoError(t, direct.Do(ctx, "ACL", "SETUSER", "u", "reset", "on", ">p", "~*", "&*", "+@all", forbidden).Err())
+		client := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "u", Password: "p"})
+		defer client.Close()
+		l := &redisLog{client: client}
+		for range 3 {
+			page, err := l.read(ctx, readRequest{name: "project:p", from: Position{epoch: 5000, seq: 2}, count: 5, small: true})
+			if forbidden == "-xrange" { // the script needs it, too
+				require.Error(t, err)
+				continue
+			}
+			require.NoError(t, err)
+			require.Len(t, page.entries, 2)
+		}
+	}
+}
