@@ -108,7 +108,9 @@ func fnv1a[T string | []byte](sum uint32, text T) uint32 {
 // The text has base64url characters only, at most 128 of them for six channels.
 type Cursor struct{ text string }
 
-// ParseCursor reads the text form. "" is the zero Cursor.
+// ParseCursor reads the text form. "" is the zero Cursor. The member "cursor" of an
+// event's JSON is not one, but a [Position]; [Subscription].LastEventID takes that too, for one
+// channel.
 func ParseCursor(s string) (Cursor, error) {
 	if s == "" {
 		return Cursor{}, nil

@@ -36,8 +36,8 @@
 //
 //   - Within a channel, events come in the order of its log.
 //   - Each event comes once per subscription, also where it was published to several
-//     of its channels, or where a publish was repeated by the bus or with
-//     PublishOptions.Idempotent.
+//     of its channels, or where a publish was repeated by the bus, by the caller after an
+//     error, or with PublishOptions.Idempotent.
 //   - Nothing is lost silently: where events cannot be delivered any more, a [GapError]
 //     stands in their place. What was or can be delivered is not announced as lost.
 //   - A [Cursor] resumes in any process on the same Redis, after any restart, while the

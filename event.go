@@ -128,7 +128,8 @@ type Event struct {
 	// publisher, which only did a Redis PUBLISH.
 	Position Position
 	// Cursor resumes the subscription, with all its channels, right behind this
-	// event. It is zero for an event that was not delivered by a subscription.
+	// event. It is zero for an event that was not delivered by a subscription. (The
+	// member "cursor" of an event's JSON is its Position.)
 	Cursor Cursor
 }
 
@@ -136,7 +137,7 @@ type Event struct {
 // UUIDv7 and the present time; set ID or Timestamp afterwards to bring your own.
 // The error is a [*ValidationError] that names every bad field: no project, an
 // unknown actor type, a payload with a required field missing, with NaN or
-// invalid UTF-8 inside.
+// invalid UTF-8 inside. Whether its type is registered, Publish checks.
 func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	p := problems{subject: "event"}
 	if project == uuid.Nil {
@@ -203,7 +204,7 @@ func (ev *Event) Validate() error {
 	if ev.Type == "" {
 		p.add("type", "is required")
 	} else if !known {
-		p.add("type", "%s is not registered", excerpt(string(ev.Type)))
+		p.add("type", "%s is not registered; Register[YourPayload] does that", excerpt(string(ev.Type)))
 	}
 	if ev.Timestamp.IsZero() {
 		p.add("timestamp", "is required")

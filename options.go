@@ -55,7 +55,7 @@ type Retention struct {
 	// nodes of a stream, so some 100 more may be there. 0 keeps all of them.
 	Events int
 	// Age is how long after its last event a log is dropped as a whole, in
-	// whole milliseconds. 0 never drops it.
+	// whole milliseconds; how old its events are does not matter. 0 never drops it.
 	Age time.Duration
 }
 
@@ -67,7 +67,8 @@ func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = pre
 
 // WithRetention sets what every log keeps, the kinds named in
 // [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
-// after the last one. Negative numbers are an error of [New]. Each publish
+// after the last one; a zero field of r is no bound, not the default. Negative numbers are
+// an error of [New]. Each publish
 // applies the retention of the bus that publishes.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
