@@ -33,8 +33,9 @@ bench-growth: ## how cost grows, with plots
 	cd bench && go run . growth
 
 fuzz: ## each fuzz target for FUZZTIME (30s)
-	@for target in $$(grep -rhoE '^func Fuzz[A-Za-z0-9]+' --include='*_test.go' . | sed 's/func //'); do \
-		echo "$$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
+	@for found in $$(grep -roE '^func Fuzz[A-Za-z0-9]+' --include='*_test.go' . | sed 's|/[^/]*:func |:|'); do \
+		target=$${found#*:}; echo "$$target"; \
+		(cd "$${found%%:*}" && go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) .) || exit 1; \
 	done
 
 chaos: ## everything breaks for FOR (5m), with SEED; prints a ledger

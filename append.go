@@ -35,6 +35,7 @@ type appended struct {
 	again bool   // the log had it already,
 	also  string // and its entry notes this
 	sure  bool   // the error, if any, says for certain that the log does not have it
+	whole bool   // the error is of a whole call: Redis has said nothing of this record
 }
 
 // done tells whether it is in the log, without an error.
@@ -164,7 +165,7 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
 		err = fmt.Errorf("unexpected reply %T to append", reply)
 	}
 	if err != nil {
-		failed := appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err)}
+		failed := appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err), whole: true}
 		for i := range results {
 			results[i] = failed
 		}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -48,6 +49,7 @@ type redisLog struct {
 	perChannel bool
 	cluster    clusterClient // nil where there is none
 	sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
+	scriptOnly atomic.Bool   // the server takes no transactions
 
 	mu    sync.Mutex          // guards following
 	heads map[string]Position // the newest position known to be in a log, by channel name
@@ -305,7 +307,7 @@ type readRequest struct {
 	from   Position // itself included; zero: from the oldest entry
 	count  int      // 0: the state alone
 	verify Position // also give the ids of the events from here to from; zero: none
-	small  bool     // events are known to be small: the page has no bound on bytes
+	small  bool     // the events that are known are small: the page has no bound on bytes
 }
 
 // pageBytes is where a page of events ends, however few they are.
@@ -343,7 +345,7 @@ func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
 // the state of the log: through Lua, they cost Redis four times as much. It is nil where the
 // script has to read them after all.
 func (l *redisLog) readSmall(ctx context.Context, r readRequest) any {
-	if !r.small {
+	if !r.small || l.scriptOnly.Load() {
 		return nil
 	}
 	args, key, count := r.args(), logKey(r.name), r.count
@@ -351,8 +353,12 @@ func (l *redisLog) readSmall(ctx context.Context, r readRequest) any {
 	state := readScript.cmd(ctx, false, []string{key}, r.args())
 	entries := redis.NewCmd(ctx, "xrange", key, args[0], "+", "count", count)
 	pipe := l.client.TxPipeline()
-	_, _ = pipe.Process(ctx, state), pipe.Process(ctx, entries) // only queues
+	// Once: the script is the second attempt. Process only queues.
+	_, _ = pipe.Process(ctx, onceCmd{state}), pipe.Process(ctx, onceCmd{entries})
 	if _, err := pipe.Exec(ctx); err != nil {
+		if text := err.Error(); strings.HasPrefix(text, "NOPERM") || strings.Contains(text, "unknown command") {
+			l.scriptOnly.Store(true)
+		}
 		return nil
 	}
 	reply, _ := state.Val().([]any)
@@ -550,7 +556,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
 		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XSETID, XRANGE, XREVRANGE, XINFO, EXISTS, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
-			"PUBLISH, SUBSCRIBE and UNSUBSCRIBE (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE) and PING, on keys eventbus:* and on the channels"
+			"MULTI, EXEC, PUBLISH, SUBSCRIBE and UNSUBSCRIBE (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE) and PING, on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "unknown redis command"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):

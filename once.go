@@ -239,6 +239,9 @@ func (r *reader) pass(l *lane, h hole) {
 // or one before it in a log that is gone.
 func (l *lane) remember(h hole) {
 	if h.rewound() { // the numbers behind it are given again
+		if slices.ContainsFunc(l.holes, func(old hole) bool { return old.has(h.after) }) {
+			h.after.mark = 0 // it was passed over, not delivered
+		}
 		for i, old := range l.holes {
 			if old.upto.epoch == h.upto.epoch && old.upto.seq > h.upto.seq {
 				l.holes[i].upto.seq = h.upto.seq

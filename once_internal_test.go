@@ -143,6 +143,19 @@ func TestTheLogWentBackSince(t *testing.T) {
 	}
 }
 
+// TestLogWentBackBehindAGap: the reader had not been given the last event there, but passed over it.
+func TestLogWentBackBehindAGap(t *testing.T) {
+	for _, before := range []hole{{upto: Position{epoch: 2000, seq: 9}}, {Position{epoch: 2000, seq: 12}, Position{epoch: 2000, seq: 9}}} {
+		r := lanesOf(t, false, 5, Position{epoch: 2000}, Position{epoch: 2000, seq: 5})
+		l, m, ev := r.lanes[0], r.lanes[1], validEvent(t)
+		last := Position{epoch: 2000, seq: 9, mark: fingerprint(ev.ID)}
+		m.remember(before)
+		m.remember(hole{last, Position{epoch: 2000, seq: 5}})
+		l.next(ev, m, last)
+		require.NotEqual(t, yes, r.judge(l))
+	}
+}
+
 // TestGapBeforeTheLogWentBack: the numbers that it had are given again.
 func TestGapBeforeTheLogWentBack(t *testing.T) {
 	at := func(seq int64) Position { return Position{epoch: 2000, seq: seq} }

@@ -34,6 +34,7 @@ type page struct {
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
 	number uint64
+	from   Position      // where the page begins
 	asked  bool          // somebody waits for it; guarded by the lock of its pages
 	done   chan struct{} // closed when the following are set
 	page   *page
@@ -43,7 +44,8 @@ type flight struct {
 const (
 	pageEvents = 256              // events in a page, and the grid on which pages begin
 	pagesBytes = 32 << 20         // bound on all pages of a bus
-	smallBytes = 1 << 20          // a page is not to have more
+	smallBytes = 1 << 20          // a page that XRANGE gives is not to have more,
+	worstBytes = 128 << 20        // and never has, even if its events are larger than all that are known
 	pageUnused = 30 * time.Second // after that a page is dropped
 )
 
@@ -158,8 +160,10 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	if own = ps.flight == nil; own {
 		ps.flight = ps.beginLocked(t, pos, exact, nil)
 	}
-	ps.flight.asked = true
-	return ps.flight, own
+	f = ps.flight
+	// Who waits for another page does not need what follows this one.
+	f.asked = f.asked || own || pos.epoch == f.from.epoch && pos.seq >= f.from.seq && pos.seq < f.from.seq+pageEvents
+	return f, own
 }
 
 // beginLocked begins a read for pos, of a page that may follow one that is still under way. Who
@@ -172,6 +176,7 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 	if !exact && pos.seq > 0 {
 		r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
 	}
+	f.from = r.from
 	ps.read(r, func(lp *logPage, err error) {
 		if before != nil {
 			<-before.done
@@ -212,12 +217,19 @@ func (ps *pages) sized(lp *logPage) {
 	ps.largest = max(ps.largest, lp.largest)
 }
 
-// followLocked begins to read what follows a page, if the log goes on.
+// followLocked begins to read what follows a page, if the log goes on and it is not kept.
 func (ps *pages) followLocked(t *tail, lp *logPage, before *flight) *flight {
-	if n := len(lp.entries); n > pageEvents && lp.entries[n-1].pos.seq < lp.last.seq {
-		return ps.beginLocked(t, lp.entries[n-1].pos, false, before)
+	n := len(lp.entries)
+	if n <= pageEvents || lp.entries[n-1].pos.seq == lp.last.seq {
+		return nil
 	}
-	return nil
+	end := lp.entries[n-1].pos
+	for _, p := range ps.kept {
+		if _, kept := p.from(end); kept {
+			return nil
+		}
+	}
+	return ps.beginLocked(t, end, false, before)
 }
 
 // encode makes a segment of a page's entries, up to the first hole.

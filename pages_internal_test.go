@@ -38,44 +38,85 @@ func TestPageOfBefore(t *testing.T) {
 // TestPagesAreReadAhead: while a page is encoded and used, the next is read, but not the one behind
 // that before somebody wants it. What was read ahead goes on being read ahead.
 func TestPagesAreReadAhead(t *testing.T) {
-	c := ProjectChannel(uuid.New())
 	const events = 10*pageEvents + 7
-	page := func(r readRequest) *logPage {
-		lp := &logPage{asked: r.from, first: Position{epoch: 1000, seq: 1}, last: Position{epoch: 1000, seq: events}}
-		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < r.count; seq++ {
-			lp.entries = append(lp.entries, logEntry{pos: Position{epoch: 1000, seq: seq}, event: []byte("{}")})
-		}
-		return lp
-	}
-	tl := newTail(c, c.String(), 0, func(error) {}, nil)
-	tl.pages.taken = new(atomic.Int64)
-	var begun []int64
-	var land []func()
-	tl.pages.read = func(r readRequest, done func(*logPage, error)) {
-		begun = append(begun, r.from.seq)
-		land = append(land, func() { done(page(r), nil) })
-	}
+	tl, reads := pagedTail(events)
 	pos := Position{epoch: 1000, seq: 1}
 	first, own := tl.pages.join(tl, pos, false)
 	require.True(t, own)
-	land[0]()
-	require.Equal(t, []int64{0, pageEvents}, begun)
+	reads.land[0]()
+	require.Equal(t, []int64{0, pageEvents}, reads.from)
 	<-first.done
-	land[1]() // nobody has asked for it yet
-	require.Len(t, begun, 2)
+	reads.land[1]() // nobody has asked for it yet
+	require.Len(t, reads.from, 2)
 	for n := int64(1); pos.seq < events; n++ {
 		v, _, gap, err := tl.after(t.Context(), pos)
 		require.NoError(t, err)
 		require.Empty(t, gap)
 		require.Equal(t, pos.seq+1, v.entries[0].pos.seq)
 		pos = v.entries[len(v.entries)-1].pos
-		if int(n) < len(land) && n > 1 {
-			land[n]()
+		if int(n) < len(reads.land) && n > 1 {
+			reads.land[n]()
 		}
-		require.LessOrEqual(t, len(begun), int(n+1), "one page ahead")
-		require.GreaterOrEqual(t, len(begun), min(int(n+1), 11))
+		require.LessOrEqual(t, len(reads.from), int(n+1), "one page ahead")
+		require.GreaterOrEqual(t, len(reads.from), min(int(n+1), 11))
 	}
-	require.Len(t, begun, 11)
+	require.Len(t, reads.from, 11)
+}
+
+// TestKeptPagesAreNotReadAgain by who comes to them from before.
+func TestKeptPagesAreNotReadAgain(t *testing.T) {
+	const events = 10*pageEvents + 7
+	tl, reads := pagedTail(events)
+	reads.atOnce = true
+	for _, from := range []int64{5*pageEvents + 1, 1, 3} {
+		for pos := (Position{epoch: 1000, seq: from}); pos.seq < events; {
+			v, _, _, err := tl.after(t.Context(), pos)
+			require.NoError(t, err)
+			pos = v.entries[len(v.entries)-1].pos
+		}
+	}
+	require.Len(t, reads.from, 11)
+}
+
+// TestPagesAreNotReadAheadForOthers: who waits for another page gets a turn.
+func TestPagesAreNotReadAheadForOthers(t *testing.T) {
+	tl, reads := pagedTail(10*pageEvents + 7)
+	here, there := Position{epoch: 1000, seq: 5*pageEvents + 1}, Position{epoch: 1000, seq: 1}
+	tl.pages.join(tl, here, false)
+	for i := range 2 {
+		_, own := tl.pages.join(tl, there, false)
+		require.False(t, own)
+		reads.land[i]()
+	}
+	_, own := tl.pages.join(tl, there, false)
+	require.True(t, own)
+	require.Equal(t, []int64{5 * pageEvents, 6 * pageEvents, 0}, reads.from)
+}
+
+// pageReads are the reads that a tail has begun: where, and what makes them end.
+type pageReads struct {
+	from   []int64
+	land   []func()
+	atOnce bool
+}
+
+// pagedTail makes a tail whose log has so many events.
+func pagedTail(events int64) (*tail, *pageReads) {
+	c, reads := ProjectChannel(uuid.New()), &pageReads{}
+	tl := newTail(c, c.String(), 0, func(error) {}, nil)
+	tl.pages.taken = new(atomic.Int64)
+	tl.pages.read = func(r readRequest, done func(*logPage, error)) {
+		lp := &logPage{asked: r.from, first: Position{epoch: 1000, seq: 1}, last: Position{epoch: 1000, seq: events}}
+		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < r.count; seq++ {
+			lp.entries = append(lp.entries, logEntry{pos: Position{epoch: 1000, seq: seq}, event: []byte("{}")})
+		}
+		reads.from = append(reads.from, r.from.seq)
+		reads.land = append(reads.land, func() { done(lp, nil) })
+		if reads.atOnce {
+			go done(lp, nil)
+		}
+	}
+	return tl, reads
 }
 
 // TestSmallPagesAreTheSame, be they read through the script or beside it.

@@ -282,8 +282,8 @@ func (p *publication) commit(ctx context.Context, pending []int, only bool) (err
 			err = failed
 		}
 		for n, i := range part.of {
-			if r := &results[n]; r.err != nil && r.pos.IsZero() {
-				r.pos = p.results[i].pos // of an earlier attempt
+			if results[n].whole {
+				results[n].pos = p.results[i].pos // as an earlier attempt has told
 			}
 			p.results[i] = results[n]
 			if failed == nil {
@@ -380,7 +380,7 @@ func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
 
 // wait gives a commit's results; with an error, they say why there are none.
 func (q *commitQueue) wait(ctx, bus context.Context, c *commit) ([]appended, error) {
-	failed := appended{err: ErrClosed}
+	failed := appended{err: ErrClosed, whole: true}
 	select {
 	case <-c.done:
 		return c.results, nil
