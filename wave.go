@@ -31,7 +31,7 @@ const (
 	waveLeast  = time.Millisecond
 	waveFew    = 64 // readers that are woken at once; of more, only so many
 	waveSlice  = 16 // before others get a turn
-	waveMost   = 100 * time.Millisecond
+	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
 )
 
