@@ -86,7 +86,7 @@ func ParsePosition(s string) (Position, error) {
 }
 
 // fingerprint is the mark of the event with this id; never 0.
-func fingerprint(id string) uint16 {
+func fingerprint[T string | []byte](id T) uint16 {
 	sum := fnv1a(fnvBasis, id)
 	return max(uint16(sum>>16)^uint16(sum), 1)
 }

@@ -479,6 +479,7 @@ func parsePage(asked Position, reply any) (*logPage, error) {
 	}
 	p.ids = text(5)
 	p.largest, _ = strconv.Atoi(text(6))
+	p.entries = make([]logEntry, 0, (len(parts)-stateParts)/3)
 	for i := stateParts; i < len(parts); i += 3 {
 		e := logEntry{event: []byte(text(i + 1)), also: text(i + 2)}
 		if e.pos, err = ParsePosition(text(i)); err != nil {
@@ -491,15 +492,15 @@ func parsePage(asked Position, reply any) (*logPage, error) {
 	return p, nil
 }
 
-// eventID gives the id of an event as this bus writes it, "" for anything else: the
+// eventID gives the id of an event as this bus writes it, nil for anything else: the
 // same as read.lua.
-func eventID(event []byte) string {
+func eventID(event []byte) []byte {
 	s, ok := bytes.CutPrefix(event, []byte(`{"id":"`))
 	end := bytes.IndexAny(s, `"\`)
 	if !ok || end < 0 || s[end] != '"' {
-		return ""
+		return nil
 	}
-	return string(s[:end])
+	return s[:end]
 }
 
 // find searches a log from its newest entry back for the event with this id, in

@@ -242,6 +242,7 @@ func (t *tail) encode(lp *logPage) *segment {
 		bytes += len(lp.entries[i].event)
 	}
 	s.buf = make([]byte, 0, bytes+256*len(lp.entries))
+	s.entries = make([]entry, 0, len(lp.entries))
 	for i, e := range lp.entries {
 		if i > 0 && !e.pos.follows(lp.entries[i-1].pos) {
 			break
