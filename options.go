@@ -68,8 +68,7 @@ func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = pre
 // WithRetention sets what every log keeps, the kinds named in
 // [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
 // after the last one; a zero field of r is no bound, not the default. Negative numbers are
-// an error of [New]. Each publish
-// applies the retention of the bus that publishes.
+// an error of [New]. Each publish applies the retention of the bus that publishes.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.

@@ -42,10 +42,10 @@ type Receipt struct {
 //
 // A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
 // [*PublishError] says which logs have the event; publishing the same event again
-// is safe. After nil, it would be in the logs twice: see [PublishOptions]. It also tells that the context ended, also while a command was on the wire;
-// of one that had ended before, the cause is returned, and nothing was sent.
-// [ErrClosed] is returned on a closed bus. It is safe for
-// concurrent use; the events of one goroutine keep their order.
+// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) It also tells that
+// the context ended, also while a command was on the wire; of one that had ended
+// before, the cause is returned, and nothing was sent. [ErrClosed] is returned on a
+// closed bus. It is safe for concurrent use; the events of one goroutine keep their order.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
 	_, err := b.submit(ctx, ev, PublishOptions{Channels: channels})
 	return err
