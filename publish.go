@@ -20,7 +20,8 @@ type PublishOptions struct {
 	// Idempotent says that this event may have been published before, perhaps
 	// through another process: a log that has an event with this ID keeps its one
 	// entry. The ID is remembered beside the log for 10 minutes; for an earlier
-	// attempt that did not say Idempotent, the newest 1,000 entries are searched.
+	// attempt that did not say Idempotent, the newest 1,000 entries are searched. That
+	// costs Redis up to 2 ms for each log, where a plain publish costs 20 µs.
 	// In a cluster, the event is appended to no log while one of them cannot be asked.
 	Idempotent bool
 }
