@@ -13,7 +13,7 @@
 --       then events that need more than that: number of a log, event, '' for the same as
 --       before, and how: '' or 'id|look|since|marker|also' with
 --          look    how many of the newest entries to search for the id
---          since   a seq; entries of the caller's epoch up to it are not searched
+--          since   a seq; entries of the caller's epoch up to it need no search
 --          marker  '1' to leave a marker; '?' to append nothing, and leave one where
 --                  the event is; or ''
 --          also    where other calls have found the event or appended it, or ''
@@ -181,11 +181,11 @@ local function find(log, id, look, since)
     if page.err or #page == 0 then return nil end
     for _, entry in ipairs(page) do
       if sub(entry[2][2] or '', 1, #want) == want then return entry[1], noted(entry) end
-      local epoch, seq = string.match(entry[1], '^(%d+)-(%d+)$')
-      if epoch == callers[log] and tonumber(seq) <= since then return nil end
     end
-    look = look - #page
-    from = '(' .. page[#page][1]
+    local oldest = page[#page][1]
+    local epoch, seq = string.match(oldest, '^(%d+)-(%d+)$')
+    if epoch == callers[log] and tonumber(seq) <= since then return nil end
+    look, from = look - #page, '(' .. oldest
   end
 end
 
