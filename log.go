@@ -328,9 +328,11 @@ func (r readRequest) args() []any {
 // read gives a page of a log.
 func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
 	before := l.head(r.name)
-	reply := l.readSmall(ctx, r)
+	var reply any
 	var err error
-	if reply == nil {
+	if small := l.readSmall(ctx, r); small != nil {
+		reply = small
+	} else {
 		reply, err = readScript.run(ctx, l.client, []string{logKey(r.name)}, r.args()...)
 	}
 	if err != nil {
@@ -344,7 +346,7 @@ func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
 // readSmall takes the entries of a page from XRANGE itself, in one transaction with the script for
 // the state of the log: through Lua, they cost Redis four times as much. It is nil where the
 // script has to read them after all.
-func (l *redisLog) readSmall(ctx context.Context, r readRequest) any {
+func (l *redisLog) readSmall(ctx context.Context, r readRequest) []any {
 	if !r.small || l.scriptOnly.Load() {
 		return nil
 	}
@@ -363,10 +365,7 @@ func (l *redisLog) readSmall(ctx context.Context, r readRequest) any {
 	}
 	reply, _ := state.Val().([]any)
 	list, _ := entries.Val().([]any)
-	if reply = appendEntries(reply, list); reply == nil {
-		return nil
-	}
-	return reply
+	return appendEntries(reply, list)
 }
 
 // appendEntries adds what XRANGE gives to a reply of read.lua, as that does; or gives nil.

@@ -33,12 +33,12 @@ type page struct {
 
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
-	number uint64
-	from   Position      // where the page begins
-	asked  bool          // somebody waits for it; guarded by the lock of its pages
-	done   chan struct{} // closed when the following are set
-	page   *page
-	err    error
+	number  uint64
+	from    Position      // where the page begins
+	awaited bool          // somebody waits for it; guarded by the lock of its pages
+	done    chan struct{} // closed when the following are set
+	page    *page
+	err     error
 }
 
 const (
@@ -116,18 +116,28 @@ func (ps *pages) begun() uint64 {
 func (ps *pages) find(t *tail, pos Position) (view, bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	i, v := ps.keptLocked(pos)
+	if i < 0 {
+		return view{}, false
+	}
+	p := ps.kept[i]
+	if p.ahead && ps.flight == nil {
+		ps.flight = ps.followLocked(t, p.logPage, nil)
+	}
+	p.ahead = false
+	p.used = time.Now()
+	ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
+	return v, true
+}
+
+// keptLocked gives the kept page that has entries behind pos, and these; or -1.
+func (ps *pages) keptLocked(pos Position) (int, view) {
 	for i, p := range ps.kept {
 		if v, ok := p.from(pos); ok {
-			if p.ahead && ps.flight == nil {
-				ps.flight = ps.followLocked(t, p.logPage, nil)
-			}
-			p.ahead = false
-			p.used = time.Now()
-			ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
-			return v, true
+			return i, v
 		}
 	}
-	return view{}, false
+	return -1, view{}
 }
 
 // at gives the position, with its fingerprint, that a page has under a number.
@@ -162,7 +172,7 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	}
 	f = ps.flight
 	// Who waits for another page does not need what follows this one.
-	f.asked = f.asked || own || pos.epoch == f.from.epoch && pos.seq >= f.from.seq && pos.seq < f.from.seq+pageEvents
+	f.awaited = f.awaited || own || pos.epoch == f.from.epoch && pos.seq >= f.from.seq && pos.seq < f.from.seq+pageEvents
 	return f, own
 }
 
@@ -185,7 +195,7 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 		if err == nil {
 			ps.sized(lp)
 			ps.mu.Lock()
-			if ps.flight == f && f.asked && !exact {
+			if ps.flight == f && f.awaited && !exact {
 				ps.ahead = ps.followLocked(t, lp, f)
 			}
 			ps.mu.Unlock()
@@ -200,7 +210,7 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 		if ps.flight == f { // else the pages were dropped meanwhile
 			ps.flight, ps.ahead = ps.ahead, nil
 			if err == nil {
-				p.ahead = !f.asked
+				p.ahead = !f.awaited
 				ps.keepLocked(p)
 			}
 		}
@@ -224,10 +234,8 @@ func (ps *pages) followLocked(t *tail, lp *logPage, before *flight) *flight {
 		return nil
 	}
 	end := lp.entries[n-1].pos
-	for _, p := range ps.kept {
-		if _, kept := p.from(end); kept {
-			return nil
-		}
+	if i, _ := ps.keptLocked(end); i >= 0 {
+		return nil
 	}
 	return ps.beginLocked(t, end, false, before)
 }
