@@ -251,3 +251,32 @@ func TestFailoverBetweenTheAttemptsOfAPublish(t *testing.T) {
 		})
 	}
 }
+
+// A replying client answers appends with what it is told to.
+type replying struct {
+	*redis.Client
+	replies [][]any
+}
+
+func (c *replying) Process(ctx context.Context, cmd redis.Cmder) error {
+	if once, ok := cmd.(onceCmd); ok {
+		once.SetVal(c.replies[0])
+		c.replies = c.replies[1:]
+		return nil
+	}
+	return c.Client.Process(ctx, cmd)
+}
+
+// TestPositionOfBeforeIsGivenUp: the event was in a log, and the next attempt is told that it is
+// not. The error does not say that it is.
+func TestPositionOfBeforeIsGivenUp(t *testing.T) {
+	client := &replying{Client: redistest.Start(t).Client(t), replies: [][]any{{"~5000-1 OOM", "!OOM"}, {"!ERR", "!ERR"}}}
+	bus, err := New(client)
+	require.NoError(t, err)
+	defer bus.Close()
+	ev, agent := validEvent(t), AgentChannel(uuid.New())
+	var failed *PublishError
+	require.ErrorAs(t, bus.Publish(context.Background(), ev, agent), &failed)
+	require.Empty(t, failed.Done)
+	require.Empty(t, client.replies)
+}
