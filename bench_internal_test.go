@@ -55,10 +55,9 @@ func newBenchStream(tl *tail) *benchStream {
 func (s *benchStream) deliver(t testing.TB) {
 	ctx := context.Background()
 	s.tail.mu.Lock()
-	s.stream.reader.lanes[0].place.upto++
-	for _, p := range s.tail.waiting {
-		p.asleep = 0
-	}
+	p := &s.stream.reader.lanes[0].place
+	s.tail.wave++
+	p.wave, p.upto = s.tail.wave, p.upto+1 // of what is there, one
 	wakeAll(s.tail.waiting)
 	s.tail.waiting = s.tail.waiting[:0]
 	s.tail.mu.Unlock()
@@ -70,7 +69,7 @@ func (s *benchStream) deliver(t testing.TB) {
 		t.Fatal("more was delivered than is shown")
 	}
 	select { // it sleeps, and has been woken
-	case <-s.stream.reader.waiter.woken:
+	case <-s.stream.reader.waiter:
 	default:
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -139,8 +138,8 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 
 func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	channel := ProjectChannel(uuid.New())
-	enc := newEncoder(channel, channel.String())
-	s := &segment{}
+	enc := newEncoder(channel.String())
+	s := &segment{channel: channel}
 	var events []Event
 	var early view // of what was there before the segment had to move
 	for i := 1; s.takes(len(`{"a":1}`)); i++ {
@@ -162,13 +161,13 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	for i, e := range v.entries {
 		frame := string(v.frames(i, i+1))
 		want := fmt.Sprintf("event: agent.message\ndata: %s\n\n", events[i].appendWire(nil))
-		require.Equal(t, events[i].Position.IsZero(), e.foreign())
-		if !e.foreign() {
-			want = "id: " + e.event.Cursor.String() + "\n" + want
+		require.Equal(t, events[i].Position.IsZero(), e.foreign)
+		if !e.foreign {
+			want = "id: " + v.event(&e).Cursor.String() + "\n" + want
 		}
 		require.Equal(t, want, frame)
 		require.Equal(t, string(events[i].Payload), string(v.event(&e).Payload))
-		require.Equal(t, channel, e.event.Channel)
+		require.Equal(t, channel, v.event(&e).Channel)
 	}
 	require.Equal(t, string(s.buf), string(v.frames(0, len(v.entries))))
 
@@ -572,7 +571,7 @@ func TestHeldEventOfANewLog(t *testing.T) {
 	require.False(t, tl.fill(asked, page(2001), true))
 	for _, s := range tl.segments {
 		for i := range s.entries {
-			require.False(t, s.entries[i].foreign())
+			require.False(t, s.entries[i].foreign)
 		}
 	}
 }
@@ -677,82 +676,4 @@ func TestValidJSONNestsAsDeepAsEncodingJSON(t *testing.T) {
 			require.Equal(t, json.Valid([]byte(text)), validJSON([]byte(text)), depth)
 		}
 	}
-}
-
-// TestWaves: what comes while readers are being served waits until they have been, but who
-// comes late gets all that there is.
-func TestWaves(t *testing.T) {
-	const readers = 200
-	const cost = readers * waveCost
-	run := func(name string, test func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int)) {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				tl := benchTail(t, 1)
-				places := make([]place, readers)
-				for i := range places {
-					places[i] = place{waiter: newWaiter(), pos: tl.last}
-				}
-				publish := func() {
-					ev := validEvent(t)
-					ev.Position = Position{epoch: tl.last.epoch, seq: tl.last.seq + 1}
-					require.True(t, tl.offer(ev, "", true, false))
-				}
-				visit := func(from, to, want int) {
-					for i := from; i < to; i++ {
-						g := tl.look(&places[i], 0)
-						require.Len(t, g.entries, want, i)
-						if want > 0 {
-							places[i].advance(g.entries)
-							require.Empty(t, tl.look(&places[i], 0).entries)
-						}
-					}
-				}
-				woken := func() (n int) {
-					synctest.Wait()
-					for i := range places {
-						select {
-						case <-places[i].waiter.woken:
-							n++
-						default:
-						}
-					}
-					return n
-				}
-				tl.show()
-				visit(0, readers, 0)
-				publish()
-				time.Sleep(time.Millisecond) // the wave is made in slices
-				require.Equal(t, readers, woken(), "nothing waits when little happens")
-				visit(0, 1, 1)
-				publish()
-				publish()
-				visit(0, 1, 0)
-				test(t, tl, publish, visit, woken)
-			})
-		})
-	}
-	run("over", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
-		visit(1, readers-readers/8, 3)
-		require.Zero(t, woken())
-		time.Sleep(cost)
-		require.Equal(t, readers-readers/8, woken(), "the estimate has passed, and most are back")
-		visit(0, 1, 2)
-	})
-	run("takes longer", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
-		time.Sleep(2 * cost)
-		visit(1, readers-readers/8-1, 3)
-		require.Zero(t, woken())
-		visit(readers-readers/8-1, readers-readers/8, 3)
-		time.Sleep(time.Millisecond)
-		require.Equal(t, readers-readers/8, woken(), "when most are back")
-		visit(0, 1, 2)
-	})
-	run("does not come back", func(t *testing.T, tl *tail, publish func(), visit func(from, to, want int), woken func() int) {
-		time.Sleep((waveSlack - 1) * cost)
-		require.Zero(t, woken())
-		time.Sleep(cost)
-		require.Equal(t, 1, woken(), "who is back does not wait for ever")
-		visit(0, 1, 2)
-		visit(1, readers, 3)
-	})
 }

@@ -30,7 +30,7 @@ const (
 func (r *reader) judge(l *lane) answer {
 	e := &l.view.entries[0]
 	verdict := no
-	if e.event == nil || e.foreign() {
+	if e.event == nil || e.foreign {
 		return verdict
 	}
 	for name, at := range notes(e.also) {
@@ -38,9 +38,9 @@ func (r *reader) judge(l *lane) answer {
 			if m.tail.name != name {
 				continue
 			}
-			at.mark = fingerprint(e.event.ID)
+			at.mark = fingerprint(e.event.id)
 			// What is read for one note is not to be put off by the next.
-			a := r.had(l, m, at, e.event.ID)
+			a := r.had(l, m, at, e.event.id)
 			if a == yes || a == notYet {
 				return a
 			}

@@ -28,10 +28,11 @@ func lanesOf(t *testing.T, cluster bool, n int, places ...Position) *reader {
 	return r
 }
 
+func someEnvelope() *envelope { return &envelope{id: uuid.NewString()} }
+
 // next sets an event that notes a position in another lane as the next one of a lane.
-func (l *lane) next(ev Event, of *lane, at Position) {
-	l.view.entries = []entry{{event: &ev, also: of.tail.name + "@" + at.String()}}
-	l.view.entries[0].event.Position = Position{epoch: 2000, seq: 1}
+func (l *lane) next(ev *envelope, of *lane, at Position) {
+	l.view.entries = []entry{{event: ev, also: of.tail.name + "@" + at.String()}}
 }
 
 // TestWhatAnEntryNotes: whether another lane has delivered what an entry notes to be there.
@@ -67,11 +68,9 @@ func TestWhatAnEntryNotes(t *testing.T) {
 				r := lanesOf(t, cluster, n, at(2000, 0), tc.place)
 				l, m := r.lanes[0], r.lanes[1]
 				m.holes = append(m.holes, tc.holes...)
-				var ev Event
+				ev := someEnvelope()
 				if found, _, ok := m.tail.findLocked(tc.noted); ok {
-					ev = *m.tail.entryLocked(found - 1).event
-				} else {
-					ev = validEvent(t)
+					ev = m.tail.entryLocked(found - 1).event
 				}
 				l.next(ev, m, tc.noted)
 				require.Equal(t, want, r.judge(l), "cluster %v", cluster)
@@ -82,7 +81,7 @@ func TestWhatAnEntryNotes(t *testing.T) {
 				if want != notYet || tc.noted.seq > n {
 					continue
 				}
-				m.next(validEvent(t), l, at(2000, 0)) // the other lane has something before it
+				m.next(someEnvelope(), l, at(2000, 0)) // the other lane has something before it
 				require.Equal(t, behind, r.judge(l))
 			}
 		})
@@ -104,7 +103,7 @@ func TestWhatAnExpiredLogHad(t *testing.T) {
 	r := lanesOf(t, false, 9, Position{epoch: 2000}, gone)
 	l, m := r.lanes[0], r.lanes[1]
 	m.tail.last = gone // the ring still has what was in it
-	l.next(*m.tail.entryLocked(4).event, m, Position{epoch: 2000, seq: 5})
+	l.next(m.tail.entryLocked(4).event, m, Position{epoch: 2000, seq: 5})
 	require.Equal(t, yes, r.judge(l))
 }
 
@@ -113,7 +112,7 @@ func TestWhatALanesOwnLogHadBefore(t *testing.T) {
 	for _, cluster := range []bool{false, true} {
 		r := lanesOf(t, cluster, 9, Position{epoch: 2000, seq: 8}, Position{epoch: 2000})
 		l := r.lanes[0]
-		l.next(*l.tail.entryLocked(1).event, l, Position{epoch: 2000, seq: 2})
+		l.next(l.tail.entryLocked(1).event, l, Position{epoch: 2000, seq: 2})
 		require.Equal(t, no, r.judge(l))
 	}
 }
@@ -122,7 +121,7 @@ func TestWhatALanesOwnLogHadBefore(t *testing.T) {
 func TestAnotherEventIsWhereAnEntryNotes(t *testing.T) {
 	for _, place := range []int64{4, 5, 9} {
 		r := lanesOf(t, true, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: place})
-		r.lanes[0].next(validEvent(t), r.lanes[1], Position{epoch: 2000, seq: 5})
+		r.lanes[0].next(someEnvelope(), r.lanes[1], Position{epoch: 2000, seq: 5})
 		require.Equal(t, no, r.judge(r.lanes[0]))
 	}
 }
@@ -132,12 +131,12 @@ func TestTheLogWentBackSince(t *testing.T) {
 	for _, end := range []int64{5, 7} {
 		for _, cluster := range []bool{false, true} {
 			r := lanesOf(t, cluster, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: end})
-			l, m, ev := r.lanes[0], r.lanes[1], validEvent(t)
-			last := Position{epoch: 2000, seq: 7, mark: fingerprint(ev.ID)}
+			l, m, ev := r.lanes[0], r.lanes[1], someEnvelope()
+			last := Position{epoch: 2000, seq: 7, mark: fingerprint(ev.id)}
 			m.remember(hole{last, Position{epoch: 2000, seq: end}})
 			l.next(ev, m, last)
 			require.Equal(t, yes, r.judge(l))
-			l.next(validEvent(t), m, last)
+			l.next(someEnvelope(), m, last)
 			require.Equal(t, no, r.judge(l), "another event")
 		}
 	}
@@ -147,8 +146,8 @@ func TestTheLogWentBackSince(t *testing.T) {
 func TestLogWentBackBehindAGap(t *testing.T) {
 	for _, before := range []hole{{upto: Position{epoch: 2000, seq: 9}}, {Position{epoch: 2000, seq: 12}, Position{epoch: 2000, seq: 9}}} {
 		r := lanesOf(t, false, 5, Position{epoch: 2000}, Position{epoch: 2000, seq: 5})
-		l, m, ev := r.lanes[0], r.lanes[1], validEvent(t)
-		last := Position{epoch: 2000, seq: 9, mark: fingerprint(ev.ID)}
+		l, m, ev := r.lanes[0], r.lanes[1], someEnvelope()
+		last := Position{epoch: 2000, seq: 9, mark: fingerprint(ev.id)}
 		m.remember(before)
 		m.remember(hole{last, Position{epoch: 2000, seq: 5}})
 		l.next(ev, m, last)
@@ -165,7 +164,7 @@ func TestGapBeforeTheLogWentBack(t *testing.T) {
 		m.remember(old)
 		m.remember(hole{at(8), at(5)})
 		for seq, want := range map[int64]answer{4: no, 5: no, 6: yes, 7: yes} {
-			l.next(*m.tail.entryLocked(uint64(seq - 1)).event, m, at(seq))
+			l.next(m.tail.entryLocked(uint64(seq-1)).event, m, at(seq))
 			require.Equal(t, want, r.judge(l), "%d, behind %v", seq, old)
 		}
 	}
@@ -177,7 +176,7 @@ func TestReadThatTheTailPassesOver(t *testing.T) {
 	r := lanesOf(t, false, 9, Position{epoch: 2000}, Position{epoch: 2000, seq: 9})
 	l, m := r.lanes[0], r.lanes[1]
 	ask := func(end int64) answer {
-		l.next(validEvent(t), m, Position{epoch: 2000, seq: 11})
+		l.next(someEnvelope(), m, Position{epoch: 2000, seq: 11})
 		if end > 0 {
 			m.tail.fill(readRequest{from: Position{epoch: 2000, seq: 8}}, &logPage{last: Position{epoch: 2000, seq: end}}, true)
 		}
@@ -194,10 +193,9 @@ func TestReadThatTheTailPassesOver(t *testing.T) {
 func TestLanesTakeTurns(t *testing.T) {
 	start := Position{epoch: 2000}
 	r := lanesOf(t, false, 9, start, start, start)
-	events := make([]Event, 3)
+	events := make([]*envelope, 3)
 	for i := range events {
-		events[i] = validEvent(t)
-		events[i].Timestamp = time.UnixMilli(int64(i))
+		events[i] = &envelope{id: uuid.NewString(), timestamp: time.UnixMilli(int64(i))}
 	}
 	turn := func(notes ...int) (*lane, bool) {
 		for i, of := range notes {
@@ -210,7 +208,7 @@ func TestLanesTakeTurns(t *testing.T) {
 	events[0], events[1] = events[1], events[0]
 	next, _ = turn(0, 1, 2)
 	require.Same(t, r.lanes[1], next)
-	tailEvent := func(m *lane) Event { return *m.tail.entryLocked(4).event }
+	tailEvent := func(m *lane) *envelope { return m.tail.entryLocked(4).event }
 	events[0], events[1] = tailEvent(r.lanes[1]), tailEvent(r.lanes[2])
 	next, _ = turn(1, 2, 2)
 	require.Same(t, r.lanes[2], next, "who is waited for by all")

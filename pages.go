@@ -242,8 +242,8 @@ func (ps *pages) followLocked(t *tail, lp *logPage, before *flight) *flight {
 
 // encode makes a segment of a page's entries, up to the first hole.
 func (t *tail) encode(lp *logPage) *segment {
-	enc := newEncoder(t.channel, t.name)
-	s := &segment{}
+	enc := newEncoder(t.name)
+	s := &segment{channel: t.channel}
 	var took taking
 	bytes := 0
 	for i := range lp.entries {

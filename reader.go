@@ -16,7 +16,7 @@ type reader struct {
 	lanes  []*lane
 	types  []string
 	key    cursorKey
-	waiter *waiter
+	waiter waiter
 	passed int // how often a lane has passed over one
 	seen   recent
 
@@ -292,7 +292,7 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 			// A tail, ring, the context's end, Revoke and the bus's end all wake it. The
 			// last does that through the tails, which it may have gone past already.
 			if !r.bus.isDraining() {
-				<-r.waiter.woken
+				<-r.waiter
 			}
 			continue
 		}
@@ -303,7 +303,7 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 			again = retry.after()
 		}
 		select {
-		case <-r.waiter.woken:
+		case <-r.waiter:
 		case <-again:
 		case <-r.bus.draining:
 		}
@@ -408,7 +408,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 // older tells whether the next event of l happened before that of m.
 func (l *lane) older(m *lane) bool {
 	a, b := l.view.entries[0].event, m.view.entries[0].event
-	return a == nil || b != nil && a.Timestamp.Before(b.Timestamp)
+	return a == nil || b != nil && a.timestamp.Before(b.timestamp)
 }
 
 // take moves the step's lane over its next n entries.
@@ -423,11 +423,11 @@ func (r *reader) take(st step, n int) {
 // wants tells whether the entry of a step is to be delivered: not when its type is left
 // out, and not when its event came from another lane.
 func (r *reader) wants(l *lane, e *entry) bool {
-	if e.event == nil || len(r.lanes) > 1 && (l.verdict == yes || r.seen.elsewhere(e.event.ID, l)) {
+	if e.event == nil || len(r.lanes) > 1 && (l.verdict == yes || r.seen.elsewhere(e.event.id, l)) {
 		return false
 	}
 	for _, glob := range r.types {
-		if ok, _ := path.Match(glob, string(e.event.Type)); ok {
+		if ok, _ := path.Match(glob, string(e.event.typ)); ok {
 			return true
 		}
 	}

@@ -1,38 +1,52 @@
 package eventbus
 
-import "slices"
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
 
 // An entry is one event as its tail, or a page of its log, holds it.
 type entry struct {
-	pos   Position // where a reader stands who has taken it
-	event *Event   // without its payload; nil for a log entry that could not be read: it is passed over
-	also  string   // where the event was appended before, as in append.lua
+	pos     Position  // where a reader stands who has taken it
+	event   *envelope // nil for a log entry that could not be read: it is passed over
+	also    string    // where the event was appended before, as in append.lua
+	foreign bool      // the event is in no log
 
 	// The frame of the event is buf[start:end] of its segment. What follows its id
 	// field begins at body, and within that its payload.
-	start, body, payload, payloadEnd, end int
+	start, body, payload, payloadEnd, end int32
 }
 
-// foreign tells whether the event is in no log.
-func (e *entry) foreign() bool { return e.event != nil && e.event.Position.IsZero() }
+// An envelope is what has been decoded of an event, beside its payload. A ring has thousands.
+type envelope struct {
+	id        string
+	typ       Type
+	timestamp time.Time
+	project   uuid.UUID
+	actor     *uuid.UUID
+	actorType ActorType
+}
 
 // A segment is a run of consecutive entries of one channel. Their frames, as a
 // subscription to that one channel sends them, lie one behind the other in
 // memory, so that any stretch of them is one Write. It only grows: what a view
 // has shown does not change, though the segment may go on in a copy of it.
 type segment struct {
+	channel Channel
 	first   uint64   // ordinal of entries[0] in its tail
 	before  Position // where a reader stands who has taken none of it
 	entries []entry
 	buf     []byte
 }
 
-// The buffer of a segment begins small, since most channels are quiet, and doubles. A
-// tail begins a new segment where one has so many bytes or entries.
+// The buffer of a tail's first segment begins small, since most channels are quiet, and doubles.
+// Where a segment has so many bytes or entries, another one begins, as large as it has become.
 const (
 	leastSegmentBytes  = 4 << 10
-	mostSegmentBytes   = 256 << 10
-	mostSegmentEntries = tailEvents / 8 // what is passed over takes no bytes
+	mostSegmentBytes   = 512 << 10
+	mostSegmentEntries = tailEvents / 4 // what is passed over takes no bytes
 )
 
 // frameBytes is more than hardly any frame has besides its payload.
@@ -46,19 +60,29 @@ func (s *segment) takes(payload int) bool {
 
 // A view is a stretch of a segment that a reader may look at without a lock.
 type view struct {
+	channel Channel
 	entries []entry
 	buf     []byte
 }
 
 // from gives the entries from the i-th on.
 func (s *segment) from(i int) view {
-	return view{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
+	return view{s.channel, slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
-// event gives an event with its payload, which is everybody's.
+// event gives an event, as a subscription to its channel alone has it. Its payload is everybody's.
 func (v view) event(e *entry) Event {
-	ev := *e.event
-	ev.Payload = v.buf[e.payload:e.payloadEnd:e.payloadEnd]
+	ev := Event{
+		ID: e.event.id, Type: e.event.typ, Timestamp: e.event.timestamp, ProjectID: e.event.project,
+		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd], Channel: v.channel,
+	}
+	if e.event.actor != nil {
+		actor := *e.event.actor
+		ev.ActorID = &actor
+	}
+	if !e.foreign {
+		ev.Position, ev.Cursor = e.pos, Cursor{string(v.buf[int(e.start)+len(idField) : e.body-1])}
+	}
 	return ev
 }
 
@@ -68,38 +92,33 @@ func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entrie
 // An encoder turns events of one channel into entries. It belongs to one
 // goroutine, or is guarded by its tail's lock.
 type encoder struct {
-	channel Channel
-	key     cursorKey
+	key cursorKey
 }
 
-func newEncoder(c Channel, name string) encoder {
-	return encoder{channel: c, key: newCursorKey([]string{name})}
-}
+func newEncoder(name string) encoder { return encoder{newCursorKey([]string{name})} }
 
 // add appends an event behind position pos to the segment.
 func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
-	if n := len(ev.Payload) + frameBytes; n > cap(s.buf)-len(s.buf) {
-		s.buf = slices.Grow(s.buf, max(n, cap(s.buf), leastSegmentBytes))
+	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
+		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
+		s.buf = append(make([]byte, 0, max(n, room)), s.buf...)
 	}
-	ev.Channel = enc.channel
-	e := entry{pos: pos, event: &ev, also: also, start: len(s.buf)}
-	if !ev.Position.IsZero() {
-		s.buf = append(s.buf, "id: "...)
-		cursor := len(s.buf)
+	e := entry{pos: pos, also: also, foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
+	e.event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
+	if !e.foreign {
+		s.buf = append(s.buf, idField...)
 		s.buf = enc.key.append(s.buf, func(int) Position { return pos })
-		ev.Cursor = Cursor{string(s.buf[cursor:])}
 		s.buf = append(s.buf, '\n')
 	}
-	e.body = len(s.buf)
-	s.buf, e.payload = appendBody(s.buf, &ev)
-	e.payloadEnd, e.end = e.payload+len(ev.Payload), len(s.buf)
-	ev.Payload = nil
+	e.body = int32(len(s.buf))
+	body, payload := appendBody(s.buf, &ev)
+	s.buf, e.payload, e.payloadEnd, e.end = body, int32(payload), int32(payload+len(ev.Payload)), int32(len(body))
 	s.entries = append(s.entries, e)
 }
 
 // skip appends an entry for something in the log that is no event.
 func (enc *encoder) skip(s *segment, pos Position) {
-	n := len(s.buf)
+	n := int32(len(s.buf))
 	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
 }
 

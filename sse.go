@@ -14,9 +14,11 @@ import (
 // section 9.2 ("Server-sent events"), ready to be written and flushed.
 type Frame []byte
 
+const idField = "id: "
+
 // appendIDField appends the field that makes the cursor the client's last event id.
 func appendIDField(b []byte, c Cursor) []byte {
-	b = append(b, "id: "...)
+	b = append(b, idField...)
 	b = append(b, c.text...)
 	return append(b, '\n')
 }
@@ -200,7 +202,7 @@ func (s *stream) render(st step) Frame {
 		if !wanted {
 			continue
 		}
-		if !e.foreign() {
+		if !e.foreign {
 			s.buf = s.idBlock(s.buf)
 		}
 		s.buf = append(s.buf, st.buf[e.body:e.end]...)

@@ -8,8 +8,8 @@ func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
 		return nil, Event{}, err
 	}
 	ev.Position = pos
-	enc := newEncoder(c, c.String())
-	s := &segment{}
+	enc := newEncoder(c.String())
+	s := &segment{channel: c}
 	enc.add(s, ev, pos, "")
 	return s.buf, s.from(0).event(&s.entries[0]), nil
 }

@@ -140,7 +140,7 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 				}
 				ev := st.event(e)
 				ev.Payload = bytes.Clone(ev.Payload)
-				if len(r.lanes) > 1 || e.foreign() {
+				if len(r.lanes) > 1 || e.foreign {
 					ev.Cursor = r.cursor()
 				}
 				if !yield(ev, nil) {

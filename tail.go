@@ -87,7 +87,7 @@ const (
 func newTail(c Channel, name string, age time.Duration, onBad func(error), spawn func(func())) *tail {
 	return &tail{
 		channel: c, name: name, age: age, onBad: onBad, spawn: spawn,
-		enc:    newEncoder(c, name),
+		enc:    newEncoder(name),
 		opened: make(chan struct{}),
 		doubt:  true, broken: true, since: time.Now(),
 	}
@@ -369,7 +369,11 @@ func (t *tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
 	}
-	s := &segment{first: t.next, before: t.last}
+	s := &segment{channel: t.channel, first: t.next, before: t.last}
+	if n := len(t.segments); n > 0 {
+		full := t.segments[n-1]
+		s.entries, s.buf = make([]entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
+	}
 	t.segments = append(t.segments, s)
 	return s
 }
@@ -402,7 +406,7 @@ func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
 			p := s.entries[n].pos
 			return p.epoch > pos.epoch || p.epoch == pos.epoch && p.seq >= pos.seq
 		})
-		if n < len(s.entries) && s.entries[n].pos.epoch == pos.epoch && s.entries[n].pos.seq == pos.seq && !s.entries[n].foreign() {
+		if n < len(s.entries) && s.entries[n].pos.epoch == pos.epoch && s.entries[n].pos.seq == pos.seq && !s.entries[n].foreign {
 			return s.first + uint64(n) + 1, s.entries[n].pos, true
 		}
 		if s.before.epoch == pos.epoch && s.before.seq == pos.seq && i == 0 {
@@ -456,8 +460,9 @@ type place struct {
 	wave uint64 // the last in which the reader was given something,
 	upto uint64 // up to this ordinal
 
-	waiter *waiter // woken when the tail has something new
-	asleep int     // 1 + index in tail.waiting, 0 for not in it; guarded by the tail's lock
+	waiter waiter // woken when the tail has something new
+	slept  uint64 // guarded by the tail's lock: 1 + the wave behind which it fell asleep,
+	slot   int    // and its index in tail.waiting
 }
 
 // A glance is the answer of a tail to a reader: entries that follow its place;
@@ -524,7 +529,7 @@ func (t *tail) look(p *place, from uint64) glance {
 func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
 	if p.pos.same(t.last) || p.pos.seq == noLog && t.last.seq == noLog && !t.comeAndGone(p.pos, t.last) {
-		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign() {
+		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign {
 			ord, foreign = ord-1, foreign-1
 		}
 	} else {
@@ -533,12 +538,12 @@ func (t *tail) attachLocked(p *place, from uint64) (skipped, ok bool) {
 			return false, false
 		}
 		for ; ord > at; ord-- {
-			if t.entryLocked(ord - 1).foreign() {
+			if t.entryLocked(ord - 1).foreign {
 				foreign--
 			}
 		}
 		for ; foreign < p.foreign; ord, foreign = ord+1, foreign+1 {
-			if !t.entryLocked(ord).foreign() {
+			if !t.entryLocked(ord).foreign {
 				return false, false // events from the log stand between: it is read there
 			}
 		}
@@ -569,7 +574,7 @@ func (t *tail) entryLocked(ord uint64) *entry {
 // advance moves a place over entries that look has given.
 func (p *place) advance(entries []entry) {
 	for i := range entries {
-		if entries[i].foreign() {
+		if entries[i].foreign {
 			p.foreign++
 		}
 	}
@@ -585,7 +590,7 @@ func (t *tail) locate(id string) (Position, bool) {
 	defer t.mu.Unlock()
 	for _, s := range t.segments {
 		for i := range s.entries {
-			if e := &s.entries[i]; e.event != nil && e.event.ID == id && !e.foreign() {
+			if e := &s.entries[i]; e.event != nil && e.event.id == id && !e.foreign {
 				return e.pos, true
 			}
 		}

@@ -10,21 +10,30 @@ import (
 // still being sent goes into the next, so that under load a reader sends many events
 // with one Write. The tail's lock guards them.
 type waves struct {
-	waiting []*place // readers to wake when there is something new
+	waiting []sleeper // readers to wake when there is something new
 
-	wave   uint64    // number of the last one
-	shown  uint64    // ordinal of what came after it began
-	calm   time.Time // it is over, by estimate,
-	quorum int       // if so many readers have come back,
-	latest time.Time // or at this time
-	surge  bool      // another wave is to come
+	wave   uint64        // number of the last one
+	shown  uint64        // ordinal of what came after it began
+	pause  time.Duration // before another one, by estimate,
+	calm   time.Time     // which has passed then
+	quorum int           // if so many readers have come back,
+	latest time.Time     // or then
+	surge  bool          // another wave is to come
+	ticked uint64        // ordinal of what came after the last tick
 	timer  *time.Timer
+}
+
+// A sleeper is a reader that waits for something new.
+type sleeper struct {
+	place  *place
+	waiter waiter
 }
 
 // A wave takes about waveCost for each reader that it wakes, and is over when 7 of 8 are
 // back; or after waveSlack times that, since some may do something else. The more events
 // come meanwhile, the longer the pause to the next is, but waveMost at most; for less
-// than waveLeast, a timer is too coarse.
+// than waveLeast, a timer is too coarse. A flood is when they come so fast that a wave does
+// better to wait for more of them; when it ends, so does the pause.
 const (
 	waveCost   = 10 * time.Microsecond
 	waveSlack  = 10
@@ -33,74 +42,81 @@ const (
 	waveSlice  = 16 // before others get a turn
 	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
+	waveTicks  = 8 // in a pause, and as many events in a tick, at least, are a flood
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
-type waiter struct{ woken chan struct{} }
+type waiter chan struct{}
 
-func newWaiter() *waiter { return &waiter{make(chan struct{}, 1)} }
+func newWaiter() waiter { return make(waiter, 1) }
 
-func (w *waiter) wake() {
+func (w waiter) wake() {
 	select {
-	case w.woken <- struct{}{}:
+	case w <- struct{}{}:
 	default: // it has not slept since it was woken last
 	}
 }
 
+// asleepLocked tells whether the next wave is to wake the reader.
+func (t *tail) asleepLocked(p *place) bool { return p.slept == t.wave+1 }
+
 func (t *tail) sleepLocked(p *place) {
-	if p.asleep == 0 {
-		t.waiting = append(t.waiting, p)
-		p.asleep = len(t.waiting)
-		if t.surge && len(t.waiting) >= t.quorum && t.overLocked() {
-			t.showLocked()
-		}
+	if t.asleepLocked(p) {
+		return
+	}
+	p.slept, p.slot = t.wave+1, len(t.waiting)
+	t.waiting = append(t.waiting, sleeper{p, p.waiter})
+	if t.surge && len(t.waiting) >= t.quorum && t.overLocked(time.Now()) {
+		t.showLocked()
 	}
 }
 
 // wakeLocked shows readers what is new: at once, or when the last wave is over.
 func (t *tail) wakeLocked() {
-	if t.overLocked() {
+	switch {
+	case t.calm.IsZero():
 		t.showLocked()
-	} else if !t.surge {
-		t.surge = true
-		t.tickLocked(t.calm)
+	case !t.surge:
+		if now := time.Now(); t.overLocked(now) {
+			t.showLocked()
+		} else {
+			t.surge = true
+			t.tickLocked(now)
+		}
 	}
 }
 
 // overLocked tells whether the last wave is over.
-func (t *tail) overLocked() bool {
-	if t.calm.IsZero() {
-		return true
-	}
-	now := time.Now()
+func (t *tail) overLocked(now time.Time) bool {
 	return !now.Before(t.calm) && (len(t.waiting) >= t.quorum || !now.Before(t.latest))
 }
 
-// surging tells whether another wave is to come.
-func (t *tail) surging() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.surge
-}
-
-// tickLocked makes a wave come at this time, if the last one is over by then.
-func (t *tail) tickLocked(at time.Time) {
+// tickLocked makes tick come before long.
+func (t *tail) tickLocked(now time.Time) {
+	t.ticked = t.next
+	in := t.latest.Sub(now)
+	if left := t.calm.Sub(now); left > 0 {
+		in = min(left, max(t.pause/waveTicks, waveLeast))
+	}
 	if t.timer == nil {
-		t.timer = time.AfterFunc(time.Until(at), t.tick)
+		t.timer = time.AfterFunc(in, t.tick)
 	} else {
-		t.timer.Reset(time.Until(at))
+		t.timer.Reset(in)
 	}
 }
 
+// tick makes the next wave, if the last one is over, or a flood.
 func (t *tail) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := time.Now()
+	ebb := t.next == t.ticked && t.next-t.shown >= waveTicks*waveTicks && len(t.waiting) >= t.quorum
 	switch {
 	case !t.surge:
-	case t.overLocked():
+	case ebb || t.overLocked(now):
 		t.showLocked()
 	default:
-		t.tickLocked(t.latest)
+		t.tickLocked(now)
 	}
 }
 
@@ -116,17 +132,14 @@ func (t *tail) showLocked() {
 	t.wave++
 	if len(t.waiting) > 0 {
 		cost := time.Duration(len(t.waiting)) * waveCost
-		pause := min(cost*time.Duration(min(t.next-t.shown, waveEvents)), waveMost)
-		if t.calm = (time.Time{}); pause >= waveLeast {
+		t.pause = min(cost*time.Duration(min(t.next-t.shown, waveEvents)), waveMost)
+		if t.calm = (time.Time{}); t.pause >= waveLeast {
 			now := time.Now()
-			t.calm, t.latest = now.Add(pause), now.Add(max(pause, waveSlack*cost))
+			t.calm, t.latest = now.Add(t.pause), now.Add(max(t.pause, waveSlack*cost))
 			t.quorum = len(t.waiting) - len(t.waiting)/8
 		}
 	}
 	t.shown = t.next
-	for _, p := range t.waiting {
-		p.asleep = 0
-	}
 	if len(t.waiting) <= waveFew {
 		wakeAll(t.waiting)
 		clear(t.waiting)
@@ -134,24 +147,51 @@ func (t *tail) showLocked() {
 		return
 	}
 	waiting := t.waiting
-	t.waiting = make([]*place, 0, cap(waiting))
-	t.spawn(func() {
-		for slice := range slices.Chunk(waiting, waveSlice) {
-			wakeAll(slice)
-			runtime.Gosched()
-			if t.surging() {
-				// While there is somebody to run, the scheduler does not look at the network, and
-				// what comes from there could not join this wave. A longer sleep would be a
-				// millisecond, where there is nobody.
-				time.Sleep(time.Microsecond)
-			}
-		}
-	})
+	t.waiting = make([]sleeper, 0, cap(waiting))
+	t.spawn(func() { t.wakeMany(waiting) })
 }
 
-func wakeAll(places []*place) {
-	for _, p := range places {
-		p.waiter.wake()
+// wakeMany lets others have their turn. What comes meanwhile can join the wave: those who
+// are woken later get more.
+func (t *tail) wakeMany(waiting []sleeper) {
+	held := false
+	for slice := range slices.Chunk(waiting, waveSlice) {
+		wakeAll(slice)
+		runtime.Gosched()
+		switch next, surge := t.surging(); {
+		case surge && !held:
+			held = true
+			t.hold(next, len(waiting))
+		case surge:
+			// While there is somebody to run, the scheduler does not look at the network. A
+			// longer sleep would be a millisecond, where there is nobody.
+			time.Sleep(time.Microsecond)
+		}
+	}
+}
+
+// hold holds a wave up while there is a flood, for as long as the wave takes at most.
+func (t *tail) hold(next uint64, readers int) {
+	most := min(time.Duration(readers)*waveCost, waveMost)
+	for end := time.Now().Add(most); time.Now().Before(end); {
+		time.Sleep(min(most/waveTicks, 2*waveLeast))
+		before := next
+		if next, _ = t.surging(); next-before < waveTicks {
+			return
+		}
+	}
+}
+
+// surging tells whether another wave is to come, and the ordinal of what will be new then.
+func (t *tail) surging() (next uint64, surge bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next, t.surge
+}
+
+func wakeAll(waiting []sleeper) {
+	for _, s := range waiting {
+		s.waiter.wake()
 	}
 }
 
@@ -159,13 +199,13 @@ func wakeAll(places []*place) {
 func (t *tail) forget(p *place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p.asleep == 0 {
+	if !t.asleepLocked(p) {
 		return
 	}
 	n := len(t.waiting) - 1
-	t.waiting[p.asleep-1] = t.waiting[n]
-	t.waiting[p.asleep-1].asleep = p.asleep
-	t.waiting[n] = nil
+	t.waiting[p.slot] = t.waiting[n]
+	t.waiting[p.slot].place.slot = p.slot
+	t.waiting[n] = sleeper{}
 	t.waiting = t.waiting[:n]
-	p.asleep = 0
+	p.slept = 0
 }

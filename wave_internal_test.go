@@ -1,0 +1,157 @@
+package eventbus
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A crowd is the readers of one tail.
+type crowd struct {
+	*testing.T
+	tail   *tail
+	places []place
+}
+
+const (
+	crowdSize = 200
+	crowdCost = crowdSize * waveCost
+)
+
+// inCrowd runs a test in which all readers sleep.
+func inCrowd(t *testing.T, name string, test func(c *crowd)) {
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := &crowd{t, benchTail(t, 1), make([]place, crowdSize)}
+			for i := range c.places {
+				c.places[i] = place{waiter: newWaiter(), pos: c.tail.last}
+			}
+			c.tail.show()
+			c.visit(0, crowdSize, 0)
+			test(c)
+		})
+	})
+}
+
+func (c *crowd) publish(n int) {
+	for range n {
+		ev := validEvent(c)
+		ev.Position = Position{epoch: c.tail.last.epoch, seq: c.tail.last.seq + 1}
+		require.True(c, c.tail.offer(ev, "", true, false))
+	}
+}
+
+// visit lets some readers look, each of which finds so many events, and sleeps again.
+func (c *crowd) visit(from, to, want int) {
+	for i := from; i < to; i++ {
+		g := c.tail.look(&c.places[i], 0)
+		require.Len(c, g.entries, want, i)
+		if want > 0 {
+			c.places[i].advance(g.entries)
+			require.Empty(c, c.tail.look(&c.places[i], 0).entries)
+		}
+	}
+}
+
+// woken tells how many readers have been woken since it was asked last.
+func (c *crowd) woken() (n int) {
+	synctest.Wait()
+	for i := range c.places {
+		select {
+		case <-c.places[i].waiter:
+			n++
+		default:
+		}
+	}
+	return n
+}
+
+// TestWaves: what comes while readers are being served waits until they have been, but who
+// comes late gets all that there is.
+func TestWaves(t *testing.T) {
+	begin := func(c *crowd) {
+		c.publish(1)
+		require.Equal(c, crowdSize, c.woken(), "nothing waits when little happens")
+		c.visit(0, 1, 1)
+		c.publish(2)
+		c.visit(0, 1, 0)
+	}
+	const most = crowdSize - crowdSize/8
+	inCrowd(t, "over", func(c *crowd) {
+		begin(c)
+		c.visit(1, most, 3)
+		require.Zero(c, c.woken())
+		time.Sleep(crowdCost)
+		require.Equal(c, most, c.woken(), "the estimate has passed, and most are back")
+		c.visit(0, 1, 2)
+	})
+	inCrowd(t, "takes longer", func(c *crowd) {
+		begin(c)
+		time.Sleep(2 * crowdCost)
+		c.visit(1, most-1, 3)
+		require.Zero(c, c.woken())
+		c.visit(most-1, most, 3)
+		time.Sleep(time.Millisecond)
+		require.Equal(c, most, c.woken(), "when most are back")
+		c.visit(0, 1, 2)
+	})
+	inCrowd(t, "does not come back", func(c *crowd) {
+		begin(c)
+		time.Sleep((waveSlack - 1) * crowdCost)
+		require.Zero(c, c.woken())
+		time.Sleep(crowdCost)
+		require.Equal(c, 1, c.woken(), "who is back does not wait for ever")
+		c.visit(0, 1, 2)
+		c.visit(1, crowdSize, 3)
+	})
+}
+
+// TestFloods: a wave that meets one waits for more, but not longer than it takes; and when it
+// is over, the next wave does not wait any more.
+func TestFloods(t *testing.T) {
+	const tick = crowdCost / waveTicks
+	inCrowd(t, "holds a wave up", func(c *crowd) {
+		c.publish(2)
+		require.Equal(c, waveSlice, c.woken())
+		for range waveTicks - 1 {
+			c.publish(waveTicks)
+			time.Sleep(tick)
+			require.Zero(c, c.woken())
+		}
+		c.publish(waveTicks)
+		time.Sleep(tick + time.Millisecond)
+		require.Equal(c, crowdSize-waveSlice, c.woken())
+		c.visit(crowdSize-1, crowdSize, 2+waveTicks*waveTicks)
+	})
+	inCrowd(t, "is none", func(c *crowd) {
+		c.publish(2)
+		require.Equal(c, waveSlice, c.woken())
+		c.publish(waveTicks - 1)
+		time.Sleep(tick + time.Millisecond)
+		require.Equal(c, crowdSize-waveSlice, c.woken())
+	})
+	ebb := func(name string, events, back int, soon bool) {
+		inCrowd(t, name, func(c *crowd) {
+			c.publish(1)
+			c.woken()
+			c.visit(0, crowdSize, 1)
+			c.publish(waveEvents)
+			time.Sleep(crowdCost)
+			require.Equal(c, crowdSize, c.woken())
+			c.visit(0, back, waveEvents) // the pause now is the longest
+			c.publish(events)
+			time.Sleep(2 * waveMost / waveTicks)
+			if !soon {
+				require.Zero(c, c.woken())
+				time.Sleep(waveMost)
+			}
+			require.Equal(c, back, c.woken())
+			c.visit(0, back, events)
+		})
+	}
+	ebb("ebbs", waveTicks*waveTicks, crowdSize, true)
+	ebb("is too small to tell", waveTicks*waveTicks-1, crowdSize, false)
+	ebb("ebbs before readers are back", waveTicks*waveTicks, crowdSize/2, false)
+}
