@@ -17,36 +17,46 @@ type pages struct {
 
 	mu      sync.Mutex // guards following
 	kept    []*page    // the one used last at the end
-	largest int        // bytes of the largest event that is known
-	flight  *flight    // the read that is under way,
-	ahead   *flight    // and the one for what follows it
-	flights uint64     // how many were begun
+	flights []*flight  // reads that are under way, the oldest first
+	number  uint64     // how many were begun
+	largest int        // bytes of the largest event that is known,
+	first   Position   // of the oldest entry,
+	last    Position   // and of the newest
 }
 
 // A page is what one read of a log gave.
 type page struct {
 	*logPage
 	segment *segment // entries that follow one another without holes
+	flight  *flight  // which has brought it
 	used    time.Time
-	ahead   bool // nobody has asked for it yet
 }
 
 // A flight is a read of the log that any number of readers wait for.
 type flight struct {
-	number  uint64
-	from    Position      // where the page begins
-	awaited bool          // somebody waits for it; guarded by the lock of its pages
-	done    chan struct{} // closed when the following are set
-	page    *page
-	err     error
+	number uint64
+	from   Position // where the page begins
+	exact  bool     // not on the grid
+	small  bool     // as in readRequest
+
+	// The lock of its pages guards these.
+	awaited  bool     // somebody wants its page,
+	followed bool     // and so what follows is being read
+	landed   bool     // the answer is there,
+	next     Position // and this is where it ends; zero if the log does, too
+
+	done chan struct{} // closed when the following are set
+	page *page
+	err  error
 }
 
 const (
-	pageEvents = 256              // events in a page, and the grid on which pages begin
-	pagesBytes = 32 << 20         // bound on all pages of a bus
-	smallBytes = 1 << 20          // a page that XRANGE gives is not to have more,
-	worstBytes = 128 << 20        // and never has, even if its events are larger than all that are known
-	pageUnused = 30 * time.Second // after that a page is dropped
+	pageEvents  = 256              // events in a page, and the grid on which pages begin
+	pageFlights = 4                // at the same time
+	pagesBytes  = 32 << 20         // bound on all pages of a bus
+	smallBytes  = 1 << 20          // a page that XRANGE gives is not to have more,
+	worstBytes  = 128 << 20        // and never has, even if its events are larger than all that are known
+	pageUnused  = 30 * time.Second // after that a page is dropped
 )
 
 // after gives entries that follow pos; or the gap that a reader at pos has to be
@@ -109,10 +119,10 @@ func (lp *logPage) trimmed(pos Position) bool {
 func (ps *pages) begun() uint64 {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.flights
+	return ps.number
 }
 
-// find looks among the pages that are kept, and reads ahead of one that was read ahead.
+// find looks among the pages that are kept.
 func (ps *pages) find(t *tail, pos Position) (view, bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -121,10 +131,7 @@ func (ps *pages) find(t *tail, pos Position) (view, bool) {
 		return view{}, false
 	}
 	p := ps.kept[i]
-	if p.ahead && ps.flight == nil {
-		ps.flight = ps.followLocked(t, p.logPage, nil)
-	}
-	p.ahead = false
+	ps.awaitLocked(t, p.flight)
 	p.used = time.Now()
 	ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
 	return v, true
@@ -163,55 +170,89 @@ func (p *page) at(pos Position) (Position, bool) {
 	return Position{}, false
 }
 
-// join gives the flight that is under way, or begins one for pos.
+// join gives the flight that is to bring what follows pos, or begins it; or, if too many are
+// under way, one after which it makes sense to try again.
 func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if own = ps.flight == nil; own {
-		ps.flight = ps.beginLocked(t, pos, exact, nil)
+	switch f = ps.flightLocked(pos, exact); {
+	case f != nil:
+		ps.awaitLocked(t, f)
+	case len(ps.flights) < pageFlights:
+		f, own = ps.beginLocked(t, pos, exact, true), true
+	default:
+		f = ps.flights[0]
 	}
-	f = ps.flight
-	// Who waits for another page does not need what follows this one.
-	f.awaited = f.awaited || own || pos.epoch == f.from.epoch && pos.seq >= f.from.seq && pos.seq < f.from.seq+pageEvents
 	return f, own
 }
 
-// beginLocked begins a read for pos, of a page that may follow one that is still under way. Who
-// reads a page is going to want the next: that is read while this one is encoded and sent.
-func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) *flight {
-	ps.flights++
-	f := &flight{number: ps.flights, done: make(chan struct{})}
-	r := readRequest{name: t.name, from: pos, count: pageEvents + 1}
-	r.small = ps.largest > 0 && ps.largest*r.count <= smallBytes
-	if !exact && pos.seq > 0 {
-		r.from = Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
-	}
-	f.from = r.from
-	ps.read(r, func(lp *logPage, err error) {
-		if before != nil {
-			<-before.done
+// flightLocked gives the one under way that is to bring what follows pos; or nil.
+func (ps *pages) flightLocked(pos Position, exact bool) *flight {
+	for _, f := range ps.flights {
+		if f.exact == exact && (f.from == pos || !exact && f.from == gridded(pos)) {
+			return f
 		}
-		var p *page
-		if err == nil {
+	}
+	return nil
+}
+
+// gridded is where on the grid the page begins that has what follows pos.
+func gridded(pos Position) Position {
+	if pos.seq <= 0 {
+		return pos
+	}
+	return Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
+}
+
+// awaitLocked notes that somebody wants the page. He is going to want the next one, too: that is
+// read while this one is read, encoded and sent.
+func (ps *pages) awaitLocked(t *tail, f *flight) {
+	f.awaited = true
+	if f.followed || f.exact || len(ps.flights) >= pageFlights {
+		return
+	}
+	next := f.next
+	if !f.landed && f.small && f.from.epoch == ps.first.epoch && f.from.seq+1 >= ps.first.seq {
+		next = Position{epoch: f.from.epoch, seq: f.from.seq + pageEvents} // unless the log was changed
+	}
+	if next.IsZero() || next.epoch != ps.last.epoch || next.seq >= ps.last.seq {
+		return
+	}
+	f.followed = true
+	if i, _ := ps.keptLocked(next); i < 0 && ps.flightLocked(next, false) == nil {
+		ps.beginLocked(t, next, false, false)
+	}
+}
+
+// beginLocked begins a read for pos, that somebody waits for or that nobody does yet.
+func (ps *pages) beginLocked(t *tail, pos Position, exact, awaited bool) *flight {
+	ps.number++
+	f := &flight{number: ps.number, from: pos, exact: exact, done: make(chan struct{})}
+	if !exact {
+		f.from = gridded(pos)
+	}
+	r := readRequest{name: t.name, from: f.from, count: pageEvents + 1}
+	r.small = ps.largest > 0 && ps.largest*r.count <= smallBytes
+	f.small = r.small
+	ps.flights = append(ps.flights, f)
+	if awaited {
+		ps.awaitLocked(t, f) // first, since the goroutine that begins last runs first, and gets the connection that is free
+	}
+	ps.read(r, func(lp *logPage, err error) {
+		if f.err = err; err == nil {
 			ps.sized(lp)
-			ps.mu.Lock()
-			if ps.flight == f && f.awaited && !exact {
-				ps.ahead = ps.followLocked(t, lp, f)
-			}
-			ps.mu.Unlock()
-			p = &page{logPage: lp, segment: t.encode(lp), used: time.Now()}
-			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(p.segment.entries))]) // what resume needs
+			ps.land(t, f, lp)
+			f.page = &page{logPage: lp, segment: t.encode(lp), flight: f, used: time.Now()}
+			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(f.page.segment.entries))]) // what resume needs
 			for i := range lp.entries {
 				lp.entries[i].event, lp.entries[i].also = nil, ""
 			}
 		}
 		ps.mu.Lock()
-		f.page, f.err = p, err
-		if ps.flight == f { // else the pages were dropped meanwhile
-			ps.flight, ps.ahead = ps.ahead, nil
+		if i := slices.Index(ps.flights, f); i >= 0 { // else the pages were dropped meanwhile
+			ps.flights = slices.Delete(ps.flights, i, i+1)
 			if err == nil {
-				p.ahead = !f.awaited
-				ps.keepLocked(p)
+				ps.keepLocked(f.page)
 			}
 		}
 		ps.mu.Unlock()
@@ -220,24 +261,24 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact bool, before *flight) 
 	return f
 }
 
-// sized notes how large the events of the log are.
+// land notes where an answer ends.
+func (ps *pages) land(t *tail, f *flight, lp *logPage) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	f.landed = true
+	if n := len(lp.entries); n > pageEvents {
+		f.next = lp.entries[n-1].pos
+	}
+	if f.awaited && slices.Contains(ps.flights, f) {
+		ps.awaitLocked(t, f)
+	}
+}
+
+// sized notes what a read of the log tells of it.
 func (ps *pages) sized(lp *logPage) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	ps.largest = max(ps.largest, lp.largest)
-}
-
-// followLocked begins to read what follows a page, if the log goes on and it is not kept.
-func (ps *pages) followLocked(t *tail, lp *logPage, before *flight) *flight {
-	n := len(lp.entries)
-	if n <= pageEvents || lp.entries[n-1].pos.seq == lp.last.seq {
-		return nil
-	}
-	end := lp.entries[n-1].pos
-	if i, _ := ps.keptLocked(end); i >= 0 {
-		return nil
-	}
-	return ps.beginLocked(t, end, false, before)
+	ps.largest, ps.first, ps.last = max(ps.largest, lp.largest), lp.first, lp.last
 }
 
 // encode makes a segment of a page's entries, up to the first hole.
@@ -298,7 +339,7 @@ func (ps *pages) clear() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.dropLocked(len(ps.kept))
-	ps.flight, ps.ahead = nil, nil
+	ps.flights = nil
 }
 
 // expire drops the pages that nobody has used for a while.

@@ -78,19 +78,60 @@ func TestKeptPagesAreNotReadAgain(t *testing.T) {
 	require.Len(t, reads.from, 11)
 }
 
-// TestPagesAreNotReadAheadForOthers: who waits for another page gets a turn.
-func TestPagesAreNotReadAheadForOthers(t *testing.T) {
-	tl, reads := pagedTail(10*pageEvents + 7)
-	here, there := Position{epoch: 1000, seq: 5*pageEvents + 1}, Position{epoch: 1000, seq: 1}
-	tl.pages.join(tl, here, false)
-	for i := range 2 {
-		_, own := tl.pages.join(tl, there, false)
-		require.False(t, own)
-		reads.land[i]()
+// TestNextPageOfAKnownLog: where it begins is known before the answer is there. Answers may come in any order.
+func TestNextPageOfAKnownLog(t *testing.T) {
+	at := func(seq int64) Position { return Position{epoch: 1000, seq: seq} }
+	for _, tc := range []struct {
+		first, last, pos int64
+		largest          int
+		want             []int64
+	}{
+		{1, 10 * pageEvents, 1, 99, []int64{pageEvents, 0}},
+		{1, pageEvents + 1, 1, 99, []int64{pageEvents, 0}},
+		{1, pageEvents, 1, 99, []int64{0}},
+		{pageEvents + 1, 10 * pageEvents, pageEvents + 7, 99, []int64{2 * pageEvents, pageEvents}},
+		{pageEvents + 2, 10 * pageEvents, pageEvents + 7, 99, []int64{pageEvents}}, // it does not begin on the grid
+		{1, 10 * pageEvents, 1, smallBytes, []int64{0}},                            // a page may have less
+	} {
+		tl, reads := pagedTail(tc.last)
+		tl.pages.sized(&logPage{first: at(tc.first), last: at(tc.last), largest: tc.largest})
+		tl.pages.join(tl, at(tc.pos), false)
+		require.Equal(t, tc.want, reads.from, tc)
 	}
-	_, own := tl.pages.join(tl, there, false)
+	const events = 3*pageEvents + 7
+	tl, reads := pagedTail(events)
+	tl.pages.sized(&logPage{first: at(1), last: at(events), largest: 99})
+	tl.pages.join(tl, at(1), false)
+	reads.land[0]()
+	require.Len(t, reads.from, 2)
+	v, _, _, err := tl.after(t.Context(), at(pageEvents))
+	require.NoError(t, err)
+	require.Equal(t, int64(pageEvents+1), v.entries[0].pos.seq)
+	require.Equal(t, []int64{pageEvents, 0, 2 * pageEvents}, reads.from)
+	reads.land[1]()
+	require.Len(t, reads.from, 3)
+}
+
+// TestReadsAtTheSameTime: of one page there is one, and of others only so many.
+func TestReadsAtTheSameTime(t *testing.T) {
+	tl, reads := pagedTail(20 * pageEvents)
+	at := func(page int64) Position { return Position{epoch: 1000, seq: page*pageEvents + 7} }
+	var flights []*flight
+	for i := range int64(pageFlights) {
+		f, own := tl.pages.join(tl, at(3*i), false)
+		require.True(t, own)
+		again, own := tl.pages.join(tl, at(3*i), false)
+		require.False(t, own)
+		require.Same(t, f, again)
+		flights = append(flights, f)
+	}
+	f, own := tl.pages.join(tl, at(1), false)
+	require.False(t, own)
+	require.Same(t, flights[0], f)
+	reads.land[0]()
+	_, own = tl.pages.join(tl, at(4), false)
 	require.True(t, own)
-	require.Equal(t, []int64{5 * pageEvents, 6 * pageEvents, 0}, reads.from)
+	require.Equal(t, []int64{0, 3 * pageEvents, 6 * pageEvents, 9 * pageEvents, 4 * pageEvents}, reads.from)
 }
 
 // pageReads are the reads that a tail has begun: where, and what makes them end.
@@ -194,4 +235,35 @@ func TestSmallPagesWithoutTransactions(t *testing.T) {
 			require.Len(t, page.entries, 2)
 		}
 	}
+}
+
+// TestUnreadableEntriesAreToldOfOnce, in whatever order they are read, and read again.
+func TestUnreadableEntriesAreToldOfOnce(t *testing.T) {
+	var told told
+	times := make(map[int64]int)
+	read := func(epoch, first, last int64) {
+		took := taking{epoch: epoch, first: first, last: last}
+		for seq := first; seq <= last; seq++ {
+			took.bad = append(took.bad, badEntry{seq, fmt.Errorf("%d", epoch*1000+seq)})
+		}
+		told.tell(took, func(err error) {
+			var key int64
+			_, _ = fmt.Sscan(err.Error(), &key)
+			times[key]++
+		})
+	}
+	for range 2 {
+		for _, page := range []int64{5, 1, 9, 2, 3, 8, 4} {
+			read(1, 10*page, 10*page+10)
+		}
+	}
+	read(2, 20, 30)
+	require.Len(t, times, 51+21+11)
+	for key, n := range times {
+		require.Equal(t, 1, n, key)
+	}
+	for page := range int64(2 * mostStretches) {
+		read(3, 20*page, 20*page+1)
+	}
+	require.Len(t, told.stretches, mostStretches)
 }
