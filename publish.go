@@ -70,7 +70,10 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publi
 	if err := ev.Validate(); err != nil {
 		return nil, err
 	}
-	channels := distinct(append([]Channel{ProjectChannel(ev.ProjectID)}, opts.Channels...))
+	channels := []Channel{ProjectChannel(ev.ProjectID)}
+	if len(opts.Channels) > 0 {
+		channels = distinct(append(channels, opts.Channels...))
+	}
 	for i, c := range opts.Channels {
 		if err := c.check(fmt.Sprintf("channels[%d]", i)); err != nil {
 			return nil, err
@@ -136,6 +139,7 @@ type publication struct {
 		records [1]record
 		results [1]appended
 	}
+	first commit // room for one: mostly there is no other
 }
 
 // receipt tells what became of one that succeeded.
@@ -266,8 +270,11 @@ func (p *publication) commit(ctx context.Context, pending []int, only bool) (err
 	var few [4]part
 	parts := few[:0]
 	for of := range slices.Chunk(pending, share) {
-		c := &commit{done: make(chan struct{})} // a worker can outlast this call
-		c.records = c.single[:0]
+		c := &p.first
+		if c.done != nil {
+			c = new(commit) // a worker can still have the first
+		}
+		c.done, c.records = make(chan struct{}), c.single[:0]
 		for _, i := range of {
 			p.records[i].only = only
 			if p.bus.log.perChannel {
@@ -346,8 +353,8 @@ type commit struct {
 }
 
 const (
-	commitWorkers = 3
-	commitRecords = 96      // in one call; with more, Redis and the publishers wait for each other
+	commitWorkers = 4
+	commitRecords = 64      // in one call; with more, Redis and the publishers wait for each other
 	commitBytes   = 1 << 20 // in one call, unless one record is longer
 )
 

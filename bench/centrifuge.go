@@ -54,9 +54,12 @@ func newCentrifuge(_ context.Context, addr string, options map[string]string) (c
 	})}, nil
 }
 
-func (c *centrifugeNode) publish(_ context.Context, channel int, record string) (string, error) {
+func (c *centrifugeNode) publish(_ context.Context, channel int, record string, after *string) error {
 	result, err := c.node.Publish(channelName(channel), body(record), centrifuge.WithHistory(10_000, 5*time.Minute))
-	return fmt.Sprint(result.Offset, "@", result.Epoch), err
+	if after != nil {
+		*after = fmt.Sprint(result.Offset, "@", result.Epoch)
+	}
+	return err
 }
 
 func (c *centrifugeNode) request(channel int, after string) request {

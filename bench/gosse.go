@@ -51,9 +51,12 @@ func atoi(s string) int {
 	return n
 }
 
-func (s *goSSE) publish(ctx context.Context, channel int, record string) (string, error) {
+func (s *goSSE) publish(ctx context.Context, channel int, record string, after *string) error {
 	id := strconv.FormatInt(s.number.Add(1), 10)
-	return id, s.client.Publish(ctx, channelName(channel), id+" "+string(body(record))).Err()
+	if after != nil {
+		*after = id
+	}
+	return s.client.Publish(ctx, channelName(channel), id+" "+string(body(record))).Err()
 }
 
 func (s *goSSE) request(channel int, after string) request {

@@ -42,7 +42,7 @@ func (l *limit) hub(channel int) *hub {
 	return h
 }
 
-func (l *limit) publish(_ context.Context, channel int, record string) (string, error) {
+func (l *limit) publish(_ context.Context, channel int, record string, _ *string) error {
 	h := l.hub(channel)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -51,7 +51,7 @@ func (l *limit) publish(_ context.Context, channel int, record string) (string, 
 	bytes = append(append(bytes, record...), bodyTail+"\n\n"...)
 	h.now.Store(&state{bytes, make(chan struct{})})
 	close(old.more)
-	return "", nil
+	return nil
 }
 
 func (l *limit) request(channel int, _ string) request {

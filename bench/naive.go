@@ -17,8 +17,8 @@ func newNaive(_ context.Context, addr string, _ map[string]string) (contestant, 
 
 func channelName(channel int) string { return "bench:" + strconv.Itoa(channel) }
 
-func (n *naive) publish(ctx context.Context, channel int, record string) (string, error) {
-	return "", n.client.Publish(ctx, channelName(channel), body(record)).Err()
+func (n *naive) publish(ctx context.Context, channel int, record string, _ *string) error {
+	return n.client.Publish(ctx, channelName(channel), body(record)).Err()
 }
 
 func (n *naive) request(channel int, _ string) request {

@@ -63,13 +63,17 @@ func project(channel int) (id uuid.UUID) {
 	return id
 }
 
-func (o *ours) publish(ctx context.Context, channel int, record string) (string, error) {
+func (o *ours) publish(ctx context.Context, channel int, record string, after *string) error {
 	ev, err := eventbus.NewEvent(project(channel), eventbus.System(), tick{record + padding})
 	if err != nil {
-		return "", err
+		return err
+	}
+	if after == nil {
+		return o.bus.Publish(ctx, ev)
 	}
 	receipt, err := o.bus.PublishWith(ctx, ev, eventbus.PublishOptions{})
-	return receipt.Cursor.String(), err
+	*after = receipt.Cursor.String()
+	return err
 }
 
 func (o *ours) request(channel int, after string) request {

@@ -154,6 +154,27 @@ func (s *redisServer) subscribers() int {
 	return strings.Count(s.client.ClientList(context.Background()).Val(), "flags=P")
 }
 
+// pings gives how many round trips a second a connection makes that does nothing else: no client
+// in Go publishes faster, one at a time.
+func (s *redisServer) pings(n int) (float64, error) {
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	began := time.Now()
+	for range n {
+		if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+			return 0, err
+		}
+		if _, err := answers.ReadSlice('\n'); err != nil {
+			return 0, err
+		}
+	}
+	return float64(n) / time.Since(began).Seconds(), nil
+}
+
 // benchmark runs redis-benchmark on the script that appends and publishes, and gives its
 // calls a second.
 func (s *redisServer) benchmark(clients, pipeline, requests int) (float64, error) {

@@ -23,9 +23,9 @@ import (
 // A contestant is one way to bring events to browsers. Channels have numbers.
 type contestant interface {
 	http.Handler
-	// publish returns when the event is where the contestant keeps it, with what a
-	// client would send to get all that follows ("" where there is no replay).
-	publish(ctx context.Context, channel int, record string) (after string, err error)
+	// publish returns when the event is where the contestant keeps it. An after that is not
+	// nil gets what a client would send to get all that follows ("" where there is no replay).
+	publish(ctx context.Context, channel int, record string, after *string) error
 	// request is what a client sends to read a channel, from now on or after an event.
 	request(channel int, after string) request
 }
@@ -160,7 +160,6 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 		wg.Go(func() {
 			took := make([]int64, 0, 1024)
 			var err error
-			var after string
 			for n := 0; ; n++ {
 				if o.For > 0 && time.Since(began) >= o.For || o.For == 0 && p+n*o.Publishers >= o.Events {
 					break
@@ -169,14 +168,15 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 					due := began.Add(time.Duration(float64(n*o.Publishers+p) / o.Rate * float64(time.Second)))
 					time.Sleep(time.Until(due))
 				}
+				var after *string
+				if p == 0 && n == 0 {
+					after = &a.After
+				}
 				start := time.Now()
-				if after, err = c.publish(ctx, (p+n*o.Publishers)%max(o.Channels, 1), record(p%8, n+1)); err != nil {
+				if err = c.publish(ctx, (p+n*o.Publishers)%max(o.Channels, 1), record(p%8, n+1), after); err != nil {
 					break
 				}
 				took = append(took, int64(time.Since(start)))
-				if p == 0 && n == 0 {
-					a.After = after
-				}
 			}
 			mu.Lock()
 			defer mu.Unlock()

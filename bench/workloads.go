@@ -173,6 +173,11 @@ func byBenchmark(r *run) error {
 		}
 		r.add(c.name, rate, "events/s")
 	}
+	rate, err := r.redis.pings(20_000)
+	if err != nil {
+		return err
+	}
+	r.add("K=1, PING on a bare connection in Go", rate, "calls/s")
 	return nil
 }
 
