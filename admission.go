@@ -139,7 +139,7 @@ func (b *Bus) watch() {
 				continue
 			}
 			var rev revocation
-			hash, err := []byte(nil), json.Unmarshal(st.event(e).Payload, &rev)
+			hash, err := []byte(nil), json.Unmarshal(st.event(e, st.lane.tail.channel).Payload, &rev)
 			if err == nil {
 				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
 			}

@@ -139,7 +139,7 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	channel := ProjectChannel(uuid.New())
 	enc := newEncoder(channel.String())
-	s := &segment{channel: channel}
+	s := &segment{}
 	var events []Event
 	var early view // of what was there before the segment had to move
 	for i := 1; s.takes(len(`{"a":1}`)); i++ {
@@ -163,11 +163,11 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 		want := fmt.Sprintf("event: agent.message\ndata: %s\n\n", events[i].appendWire(nil))
 		require.Equal(t, events[i].Position.IsZero(), e.foreign)
 		if !e.foreign {
-			want = "id: " + v.event(&e).Cursor.String() + "\n" + want
+			want = "id: " + v.event(&e, channel).Cursor.String() + "\n" + want
 		}
 		require.Equal(t, want, frame)
-		require.Equal(t, string(events[i].Payload), string(v.event(&e).Payload))
-		require.Equal(t, channel, v.event(&e).Channel)
+		require.Equal(t, string(events[i].Payload), string(v.event(&e, channel).Payload))
+		require.Equal(t, channel, v.event(&e, channel).Channel)
 	}
 	require.Equal(t, string(s.buf), string(v.frames(0, len(v.entries))))
 
@@ -178,7 +178,7 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	require.True(t, s.takes(len(big.Payload)), "an empty segment takes any event")
 	enc.add(s, big, Position{epoch: 7, seq: 99}, "")
 	require.False(t, s.takes(0))
-	require.Equal(t, string(big.Payload), string(s.from(0).event(&s.entries[0]).Payload))
+	require.Equal(t, string(big.Payload), string(s.from(0).event(&s.entries[0], channel).Payload))
 }
 
 const someEvent = "550e8400-e29b-41d4-a716-446655440000"

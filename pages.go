@@ -284,7 +284,7 @@ func (ps *pages) sized(lp *logPage) {
 // encode makes a segment of a page's entries, up to the first hole.
 func (t *tail) encode(lp *logPage) *segment {
 	enc := newEncoder(t.name)
-	s := &segment{channel: t.channel}
+	s := &segment{}
 	var took taking
 	bytes := 0
 	for i := range lp.entries {

@@ -34,7 +34,6 @@ type envelope struct {
 // memory, so that any stretch of them is one Write. It only grows: what a view
 // has shown does not change, though the segment may go on in a copy of it.
 type segment struct {
-	channel Channel
 	first   uint64   // ordinal of entries[0] in its tail
 	before  Position // where a reader stands who has taken none of it
 	entries []entry
@@ -58,23 +57,23 @@ func (s *segment) takes(payload int) bool {
 		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
 }
 
-// A view is a stretch of a segment that a reader may look at without a lock.
+// A view is a stretch of a segment that a reader may look at without a lock. Every reader that sleeps has some
+// on its stack: a few words more, and a stack is twice as large.
 type view struct {
-	channel Channel
 	entries []entry
 	buf     []byte
 }
 
 // from gives the entries from the i-th on.
 func (s *segment) from(i int) view {
-	return view{s.channel, slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
+	return view{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
-// event gives an event, as a subscription to its channel alone has it. Its payload is everybody's.
-func (v view) event(e *entry) Event {
+// event gives an event, as a subscription to this channel alone has it. Its payload is everybody's.
+func (v view) event(e *entry, channel Channel) Event {
 	ev := Event{
 		ID: e.event.id, Type: e.event.typ, Timestamp: e.event.timestamp, ProjectID: e.event.project,
-		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd], Channel: v.channel,
+		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd], Channel: channel,
 	}
 	if e.event.actor != nil {
 		actor := *e.event.actor

@@ -9,7 +9,7 @@ func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
 	}
 	ev.Position = pos
 	enc := newEncoder(c.String())
-	s := &segment{channel: c}
+	s := &segment{}
 	enc.add(s, ev, pos, "")
-	return s.buf, s.from(0).event(&s.entries[0]), nil
+	return s.buf, s.from(0).event(&s.entries[0], c), nil
 }

@@ -138,7 +138,7 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 				if !wanted {
 					continue
 				}
-				ev := st.event(e)
+				ev := st.event(e, st.lane.tail.channel)
 				ev.Payload = bytes.Clone(ev.Payload)
 				if len(r.lanes) > 1 || e.foreign {
 					ev.Cursor = r.cursor()

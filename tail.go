@@ -369,7 +369,7 @@ func (t *tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
 	}
-	s := &segment{channel: t.channel, first: t.next, before: t.last}
+	s := &segment{first: t.next, before: t.last}
 	if n := len(t.segments); n > 0 {
 		full := t.segments[n-1]
 		s.entries, s.buf = make([]entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
