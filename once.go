@@ -198,7 +198,7 @@ func (l *lane) lookUp(m *lane, at Position) answer {
 	}
 	if a.flight == nil || a.at != at {
 		a.at = at
-		a.flight, a.own = m.tail.pages.join(m.tail, at, true)
+		a.flight, a.own, _ = m.tail.pages.join(m.tail, at, true) // none if too many are under way
 		l.asked[m] = a
 	}
 	return notYet

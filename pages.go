@@ -15,13 +15,15 @@ type pages struct {
 	read  func(r readRequest, done func(*logPage, error)) // begins a read, on a goroutine of the bus
 	taken *atomic.Int64                                   // bytes of all pages of the bus
 
-	mu      sync.Mutex // guards following
-	kept    []*page    // the one used last at the end
-	flights []*flight  // reads that are under way, the oldest first
-	number  uint64     // how many were begun
-	largest int        // bytes of the largest event that is known,
-	first   Position   // of the oldest entry,
-	last    Position   // and of the newest
+	mu      sync.Mutex    // guards following
+	kept    []*page       // the one used last at the end
+	flights []*flight     // reads that are under way
+	started uint64        // how many were begun
+	freed   chan struct{} // closed when one more may begin; nil while nobody waits for that
+
+	// What the log is known to be like, if not by the latest news.
+	largest     int      // bytes of the largest event
+	first, last Position // of its entries
 }
 
 // A page is what one read of a log gave.
@@ -37,7 +39,7 @@ type flight struct {
 	number uint64
 	from   Position // where the page begins
 	exact  bool     // not on the grid
-	small  bool     // as in readRequest
+	full   bool     // for all that is known, the page ends where the next one on the grid begins, or the log does
 
 	// The lock of its pages guards these.
 	awaited  bool     // somebody wants its page,
@@ -52,10 +54,11 @@ type flight struct {
 
 const (
 	pageEvents  = 256              // events in a page, and the grid on which pages begin
-	pageFlights = 4                // at the same time
+	pageFlights = 4                // reads of a log at the same time
 	pagesBytes  = 32 << 20         // bound on all pages of a bus
 	smallBytes  = 1 << 20          // a page that XRANGE gives is not to have more,
 	worstBytes  = 128 << 20        // and never has, even if its events are larger than all that are known
+	mostFrames  = 1 << 30          // bytes in a page: offsets have 31 bits
 	pageUnused  = 30 * time.Second // after that a page is dropped
 )
 
@@ -66,14 +69,22 @@ func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReas
 	arrived := t.pages.begun()
 	exact := false
 	for {
-		if v, ok := t.pages.find(t, pos); ok {
+		v, ok, cut := t.pages.find(t, pos)
+		if ok {
 			return v, pos, "", nil
 		}
-		f, own := t.pages.join(t, pos, exact)
+		exact = exact || cut
+		f, own, again := t.pages.join(t, pos, exact)
+		if f != nil {
+			again = f.done
+		}
 		select {
-		case <-f.done:
+		case <-again:
 		case <-ctx.Done():
 			return view{}, pos, "", context.Cause(ctx)
+		}
+		if f == nil {
+			continue
 		}
 		if f.err != nil {
 			return view{}, pos, "", f.err
@@ -119,22 +130,26 @@ func (lp *logPage) trimmed(pos Position) bool {
 func (ps *pages) begun() uint64 {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.number
+	return ps.started
 }
 
-// find looks among the pages that are kept.
-func (ps *pages) find(t *tail, pos Position) (view, bool) {
+// find looks among the pages that are kept. One that is cut ends at pos, for its bytes: what
+// follows has to be read from there.
+func (ps *pages) find(t *tail, pos Position) (v view, ok, cut bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	i, v := ps.keptLocked(pos)
 	if i < 0 {
-		return view{}, false
+		return view{}, false, slices.ContainsFunc(ps.kept, func(p *page) bool {
+			n := len(p.entries)
+			return n <= pageEvents && p.entries[n-1].pos.same(pos) && pos.seq < p.last.seq
+		})
 	}
 	p := ps.kept[i]
 	ps.awaitLocked(t, p.flight)
 	p.used = time.Now()
 	ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
-	return v, true
+	return v, true, false
 }
 
 // keptLocked gives the kept page that has entries behind pos, and these; or -1.
@@ -171,8 +186,8 @@ func (p *page) at(pos Position) (Position, bool) {
 }
 
 // join gives the flight that is to bring what follows pos, or begins it; or, if too many are
-// under way, one after which it makes sense to try again.
-func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
+// under way, what is closed when it makes sense to try again.
+func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool, again <-chan struct{}) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	switch f = ps.flightLocked(pos, exact); {
@@ -180,10 +195,18 @@ func (ps *pages) join(t *tail, pos Position, exact bool) (f *flight, own bool) {
 		ps.awaitLocked(t, f)
 	case len(ps.flights) < pageFlights:
 		f, own = ps.beginLocked(t, pos, exact, true), true
-	default:
-		f = ps.flights[0]
+	case ps.freed == nil:
+		ps.freed = make(chan struct{})
 	}
-	return f, own
+	return f, own, ps.freed
+}
+
+// freeLocked lets those who wait try again.
+func (ps *pages) freeLocked() {
+	if ps.freed != nil {
+		close(ps.freed)
+		ps.freed = nil
+	}
 }
 
 // flightLocked gives the one under way that is to bring what follows pos; or nil.
@@ -205,14 +228,14 @@ func gridded(pos Position) Position {
 }
 
 // awaitLocked notes that somebody wants the page. He is going to want the next one, too: that is
-// read while this one is read, encoded and sent.
+// read while this one is read, encoded and sent, unless others wait for their turn.
 func (ps *pages) awaitLocked(t *tail, f *flight) {
 	f.awaited = true
-	if f.followed || f.exact || len(ps.flights) >= pageFlights {
+	if f.followed || f.exact || len(ps.flights) >= pageFlights || ps.freed != nil {
 		return
 	}
 	next := f.next
-	if !f.landed && f.small && f.from.epoch == ps.first.epoch && f.from.seq+1 >= ps.first.seq {
+	if !f.landed && f.full && f.from.epoch == ps.first.epoch && f.from.seq+1 >= ps.first.seq {
 		next = Position{epoch: f.from.epoch, seq: f.from.seq + pageEvents} // unless the log was changed
 	}
 	if next.IsZero() || next.epoch != ps.last.epoch || next.seq >= ps.last.seq {
@@ -226,17 +249,17 @@ func (ps *pages) awaitLocked(t *tail, f *flight) {
 
 // beginLocked begins a read for pos, that somebody waits for or that nobody does yet.
 func (ps *pages) beginLocked(t *tail, pos Position, exact, awaited bool) *flight {
-	ps.number++
-	f := &flight{number: ps.number, from: pos, exact: exact, done: make(chan struct{})}
+	ps.started++
+	f := &flight{number: ps.started, from: pos, exact: exact, done: make(chan struct{})}
 	if !exact {
 		f.from = gridded(pos)
 	}
 	r := readRequest{name: t.name, from: f.from, count: pageEvents + 1}
 	r.small = ps.largest > 0 && ps.largest*r.count <= smallBytes
-	f.small = r.small
+	f.full = ps.largest > 0 && ps.largest*r.count <= pageBytes
 	ps.flights = append(ps.flights, f)
 	if awaited {
-		ps.awaitLocked(t, f) // first, since the goroutine that begins last runs first, and gets the connection that is free
+		ps.awaitLocked(t, f) // first: as a rule, the goroutine that begins last runs first, and gets the connection that is free
 	}
 	ps.read(r, func(lp *logPage, err error) {
 		if f.err = err; err == nil {
@@ -251,6 +274,7 @@ func (ps *pages) beginLocked(t *tail, pos Position, exact, awaited bool) *flight
 		ps.mu.Lock()
 		if i := slices.Index(ps.flights, f); i >= 0 { // else the pages were dropped meanwhile
 			ps.flights = slices.Delete(ps.flights, i, i+1)
+			ps.freeLocked()
 			if err == nil {
 				ps.keepLocked(f.page)
 			}
@@ -281,7 +305,7 @@ func (ps *pages) sized(lp *logPage) {
 	ps.largest, ps.first, ps.last = max(ps.largest, lp.largest), lp.first, lp.last
 }
 
-// encode makes a segment of a page's entries, up to the first hole.
+// encode makes a segment of a page's entries, up to the first hole, or as many as fit in.
 func (t *tail) encode(lp *logPage) *segment {
 	enc := newEncoder(t.name)
 	s := &segment{}
@@ -293,7 +317,7 @@ func (t *tail) encode(lp *logPage) *segment {
 	s.buf = make([]byte, 0, bytes+256*len(lp.entries))
 	s.entries = make([]entry, 0, len(lp.entries))
 	for i, e := range lp.entries {
-		if i > 0 && !e.pos.follows(lp.entries[i-1].pos) {
+		if i > 0 && (!e.pos.follows(lp.entries[i-1].pos) || len(s.buf) > mostFrames) {
 			break
 		}
 		took.add(e.pos)
@@ -340,6 +364,7 @@ func (ps *pages) clear() {
 	defer ps.mu.Unlock()
 	ps.dropLocked(len(ps.kept))
 	ps.flights = nil
+	ps.freeLocked()
 }
 
 // expire drops the pages that nobody has used for a while.

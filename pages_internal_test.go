@@ -1,10 +1,13 @@
 package eventbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,7 +44,7 @@ func TestPagesAreReadAhead(t *testing.T) {
 	const events = 10*pageEvents + 7
 	tl, reads := pagedTail(events)
 	pos := Position{epoch: 1000, seq: 1}
-	first, own := tl.pages.join(tl, pos, false)
+	first, own, _ := tl.pages.join(tl, pos, false)
 	require.True(t, own)
 	reads.land[0]()
 	require.Equal(t, []int64{0, pageEvents}, reads.from)
@@ -81,20 +84,25 @@ func TestKeptPagesAreNotReadAgain(t *testing.T) {
 // TestNextPageOfAKnownLog: where it begins is known before the answer is there. Answers may come in any order.
 func TestNextPageOfAKnownLog(t *testing.T) {
 	at := func(seq int64) Position { return Position{epoch: 1000, seq: seq} }
+	other := func(seq int64) Position { return Position{epoch: 2000, seq: seq} }
 	for _, tc := range []struct {
-		first, last, pos int64
-		largest          int
-		want             []int64
+		first, last Position
+		pos         int64
+		largest     int
+		want        []int64
 	}{
-		{1, 10 * pageEvents, 1, 99, []int64{pageEvents, 0}},
-		{1, pageEvents + 1, 1, 99, []int64{pageEvents, 0}},
-		{1, pageEvents, 1, 99, []int64{0}},
-		{pageEvents + 1, 10 * pageEvents, pageEvents + 7, 99, []int64{2 * pageEvents, pageEvents}},
-		{pageEvents + 2, 10 * pageEvents, pageEvents + 7, 99, []int64{pageEvents}}, // it does not begin on the grid
-		{1, 10 * pageEvents, 1, smallBytes, []int64{0}},                            // a page may have less
+		{at(1), at(10 * pageEvents), 1, 99, []int64{pageEvents, 0}},
+		{at(1), at(pageEvents + 1), 1, 99, []int64{pageEvents, 0}},
+		{at(1), at(pageEvents), 1, 99, []int64{0}},
+		{at(pageEvents + 1), at(10 * pageEvents), pageEvents + 7, 99, []int64{2 * pageEvents, pageEvents}},
+		{at(pageEvents + 2), at(10 * pageEvents), pageEvents + 7, 99, []int64{pageEvents}}, // it does not begin on the grid
+		{at(1), at(10 * pageEvents), 1, 2 * pageBytes / pageEvents, []int64{0}},            // a page may have less
+		{other(1), at(10 * pageEvents), 1, 99, []int64{0}},
+		{at(1), other(10 * pageEvents), 1, 99, []int64{0}},
+		{at(1), at(10 * pageEvents), 1, 0, []int64{0}},
 	} {
-		tl, reads := pagedTail(tc.last)
-		tl.pages.sized(&logPage{first: at(tc.first), last: at(tc.last), largest: tc.largest})
+		tl, reads := pagedTail(tc.last.seq)
+		tl.pages.sized(&logPage{first: tc.first, last: tc.last, largest: tc.largest})
 		tl.pages.join(tl, at(tc.pos), false)
 		require.Equal(t, tc.want, reads.from, tc)
 	}
@@ -112,26 +120,80 @@ func TestNextPageOfAKnownLog(t *testing.T) {
 	require.Len(t, reads.from, 3)
 }
 
-// TestReadsAtTheSameTime: of one page there is one, and of others only so many.
+// TestReadsAtTheSameTime: of one page there is one, and of others only so many. Who finds too many
+// has the turn of the first that ends.
 func TestReadsAtTheSameTime(t *testing.T) {
-	tl, reads := pagedTail(20 * pageEvents)
-	at := func(page int64) Position { return Position{epoch: 1000, seq: page*pageEvents + 7} }
-	var flights []*flight
-	for i := range int64(pageFlights) {
-		f, own := tl.pages.join(tl, at(3*i), false)
-		require.True(t, own)
-		again, own := tl.pages.join(tl, at(3*i), false)
-		require.False(t, own)
-		require.Same(t, f, again)
-		flights = append(flights, f)
-	}
-	f, own := tl.pages.join(tl, at(1), false)
-	require.False(t, own)
-	require.Same(t, flights[0], f)
+	synctest.Test(t, func(t *testing.T) {
+		tl, reads := pagedTail(20 * pageEvents)
+		at := func(page int64) Position { return Position{epoch: 1000, seq: page*pageEvents + 7} }
+		for i := range int64(pageFlights) {
+			f, own, _ := tl.pages.join(tl, at(3*i), false)
+			require.True(t, own)
+			again, own, _ := tl.pages.join(tl, at(3*i), false)
+			require.False(t, own)
+			require.Same(t, f, again)
+		}
+		var got view
+		go func() { got, _, _, _ = tl.after(t.Context(), at(4)) }()
+		synctest.Wait()
+		require.Len(t, reads.from, pageFlights)
+		reads.land[2]() // what follows it has to wait
+		synctest.Wait()
+		require.Equal(t, []int64{0, 3 * pageEvents, 6 * pageEvents, 9 * pageEvents, 4 * pageEvents}, reads.from)
+		reads.land[4]()
+		synctest.Wait()
+		require.Equal(t, at(4).seq+1, got.entries[0].pos.seq)
+	})
+}
+
+// TestNothingIsReadAheadOfPagesThatWereDropped.
+func TestNothingIsReadAheadOfPagesThatWereDropped(t *testing.T) {
+	tl, reads := pagedTail(10 * pageEvents)
+	tl.pages.join(tl, Position{epoch: 1000, seq: 1}, false)
+	tl.pages.clear()
 	reads.land[0]()
-	_, own = tl.pages.join(tl, at(4), false)
-	require.True(t, own)
-	require.Equal(t, []int64{0, 3 * pageEvents, 6 * pageEvents, 9 * pageEvents, 4 * pageEvents}, reads.from)
+	require.Len(t, reads.from, 1)
+}
+
+// TestPagesOfLargeEvents end before the next begins on the grid: what follows is read from there, once.
+func TestPagesOfLargeEvents(t *testing.T) {
+	const events = 1000
+	tl, reads := pagedTail(events)
+	reads.atOnce, reads.most = true, 100
+	for range 2 {
+		for pos := (Position{epoch: 1000, seq: 1}); pos.seq < events; {
+			v, _, gap, err := tl.after(t.Context(), pos)
+			require.NoError(t, err)
+			require.Empty(t, gap)
+			require.Equal(t, pos.seq+1, v.entries[0].pos.seq)
+			pos = v.entries[len(v.entries)-1].pos
+		}
+	}
+	require.Len(t, reads.from, 11)
+}
+
+// TestManyReadersOfManyPages: each gets what it wants, whatever is dropped meanwhile.
+func TestManyReadersOfManyPages(t *testing.T) {
+	const events = 60 * pageEvents
+	tl, reads := pagedTail(events)
+	reads.atOnce = true
+	var wg sync.WaitGroup
+	for i := range int64(100) {
+		wg.Go(func() {
+			for n := range int64(20) {
+				pos := Position{epoch: 1000, seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
+				v, _, gap, err := tl.after(t.Context(), pos)
+				if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.seq != pos.seq+1 {
+					t.Error("behind", pos, "came", len(v.entries), gap, err)
+				}
+				if i == 0 {
+					tl.pages.clear()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Empty(t, tl.pages.flights)
 }
 
 // pageReads are the reads that a tail has begun: where, and what makes them end.
@@ -139,6 +201,7 @@ type pageReads struct {
 	from   []int64
 	land   []func()
 	atOnce bool
+	most   int // entries in an answer; 0 for all
 }
 
 // pagedTail makes a tail whose log has so many events.
@@ -148,7 +211,7 @@ func pagedTail(events int64) (*tail, *pageReads) {
 	tl.pages.taken = new(atomic.Int64)
 	tl.pages.read = func(r readRequest, done func(*logPage, error)) {
 		lp := &logPage{asked: r.from, first: Position{epoch: 1000, seq: 1}, last: Position{epoch: 1000, seq: events}}
-		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < r.count; seq++ {
+		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < min(r.count, cmp.Or(reads.most, r.count)); seq++ {
 			lp.entries = append(lp.entries, logEntry{pos: Position{epoch: 1000, seq: seq}, event: []byte("{}")})
 		}
 		reads.from = append(reads.from, r.from.seq)

@@ -14,10 +14,10 @@ type waves struct {
 
 	wave   uint64        // number of the last one
 	shown  uint64        // ordinal of what came after it began
-	pause  time.Duration // before another one, by estimate,
-	calm   time.Time     // which has passed then
-	quorum int           // if so many readers have come back,
-	latest time.Time     // or then
+	pause  time.Duration // from its begin; zero: none
+	calm   time.Time     // end of the pause: from here on, another one may begin
+	quorum int           // when so many readers have come back,
+	latest time.Time     // or at this time, whoever is back
 	surge  bool          // another wave is to come
 	ticked uint64        // ordinal of what came after the last tick
 	timer  *time.Timer
@@ -32,8 +32,11 @@ type sleeper struct {
 // A wave takes about waveCost for each reader that it wakes, and is over when 7 of 8 are
 // back; or after waveSlack times that, since some may do something else. The more events
 // come meanwhile, the longer the pause to the next is, but waveMost at most; for less
-// than waveLeast, a timer is too coarse. A flood is when they come so fast that a wave does
-// better to wait for more of them; when it ends, so does the pause.
+// than waveLeast, a timer is too coarse.
+//
+// A flood is when they come so fast, floodEvents in a tick, that a wave does better to wait for
+// more of them. Of a pause, a tick is an eighth. When nothing comes for a tick, after ebbEvents, that
+// is the end of a flood: had they gone on to come, several would have.
 const (
 	waveCost   = 10 * time.Microsecond
 	waveSlack  = 10
@@ -42,7 +45,10 @@ const (
 	waveSlice  = 16 // before others get a turn
 	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
-	waveTicks  = 8 // in a pause, and as many events in a tick, at least, are a flood
+	waveTicks  = 8
+
+	floodEvents = 8
+	ebbEvents   = 64
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
@@ -105,12 +111,12 @@ func (t *tail) tickLocked(now time.Time) {
 	}
 }
 
-// tick makes the next wave, if the last one is over, or a flood.
+// tick makes the next wave, if the last one is over, or the flood is.
 func (t *tail) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	ebb := t.next == t.ticked && t.next-t.shown >= waveTicks*waveTicks && len(t.waiting) >= t.quorum
+	ebb := t.next == t.ticked && t.next-t.shown >= ebbEvents && len(t.waiting) >= t.quorum
 	switch {
 	case !t.surge:
 	case ebb || t.overLocked(now):
@@ -158,35 +164,34 @@ func (t *tail) wakeMany(waiting []sleeper) {
 	for slice := range slices.Chunk(waiting, waveSlice) {
 		wakeAll(slice)
 		runtime.Gosched()
-		switch next, surge := t.surging(); {
-		case surge && !held:
+		switch events, surge := t.surging(); {
+		case events >= floodEvents && !held:
 			held = true
-			t.hold(next, len(waiting))
+			t.hold(events, len(waiting))
 		case surge:
-			// While there is somebody to run, the scheduler does not look at the network. A
-			// longer sleep would be a millisecond, where there is nobody.
+			// While there is somebody to run, the scheduler does not look at the network.
 			time.Sleep(time.Microsecond)
 		}
 	}
 }
 
 // hold holds a wave up while there is a flood, for as long as the wave takes at most.
-func (t *tail) hold(next uint64, readers int) {
+func (t *tail) hold(events uint64, readers int) {
 	most := min(time.Duration(readers)*waveCost, waveMost)
 	for end := time.Now().Add(most); time.Now().Before(end); {
 		time.Sleep(min(most/waveTicks, 2*waveLeast))
-		before := next
-		if next, _ = t.surging(); next-before < waveTicks {
+		before := events
+		if events, _ = t.surging(); events < before+floodEvents {
 			return
 		}
 	}
 }
 
-// surging tells whether another wave is to come, and the ordinal of what will be new then.
-func (t *tail) surging() (next uint64, surge bool) {
+// surging tells whether another wave is to come, and how many events have come since the last began.
+func (t *tail) surging() (events uint64, surge bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.next, t.surge
+	return t.next - t.shown, t.surge
 }
 
 func wakeAll(waiting []sleeper) {

@@ -35,11 +35,18 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 	})
 }
 
+// publish brings events, all in one moment.
 func (c *crowd) publish(n int) {
+	var events []Event
 	for range n {
-		ev := validEvent(c)
+		events = append(events, validEvent(c))
+	}
+	c.tail.mu.Lock()
+	defer c.tail.mu.Unlock()
+	for _, ev := range events {
 		ev.Position = Position{epoch: c.tail.last.epoch, seq: c.tail.last.seq + 1}
-		require.True(c, c.tail.offer(ev, "", true, false))
+		c.tail.addLocked(ev, "")
+		c.tail.wakeLocked()
 	}
 }
 
@@ -113,26 +120,34 @@ func TestWaves(t *testing.T) {
 func TestFloods(t *testing.T) {
 	const tick = crowdCost / waveTicks
 	inCrowd(t, "holds a wave up", func(c *crowd) {
-		c.publish(2)
+		c.publish(1 + floodEvents)
 		require.Equal(c, waveSlice, c.woken())
 		for range waveTicks - 1 {
-			c.publish(waveTicks)
+			c.publish(floodEvents)
 			time.Sleep(tick)
 			require.Zero(c, c.woken())
 		}
-		c.publish(waveTicks)
-		time.Sleep(tick + time.Millisecond)
+		c.publish(floodEvents)
+		time.Sleep(tick)
+		c.publish(floodEvents)
+		time.Sleep(tick / 2) // less than the flood takes to slacken
 		require.Equal(c, crowdSize-waveSlice, c.woken())
-		c.visit(crowdSize-1, crowdSize, 2+waveTicks*waveTicks)
+		c.visit(crowdSize-1, crowdSize, 1+floodEvents*(waveTicks+2))
+	})
+	inCrowd(t, "slackens", func(c *crowd) {
+		c.publish(1 + floodEvents)
+		require.Equal(c, waveSlice, c.woken())
+		c.publish(floodEvents - 1)
+		time.Sleep(tick + tick/2)
+		require.Equal(c, crowdSize-waveSlice, c.woken())
 	})
 	inCrowd(t, "is none", func(c *crowd) {
-		c.publish(2)
-		require.Equal(c, waveSlice, c.woken())
-		c.publish(waveTicks - 1)
-		time.Sleep(tick + time.Millisecond)
-		require.Equal(c, crowdSize-waveSlice, c.woken())
+		c.publish(floodEvents)
+		time.Sleep(tick / 2)
+		require.Equal(c, crowdSize, c.woken())
 	})
-	ebb := func(name string, events, back int, soon bool) {
+	// What comes behind a wave of waveEvents, behind which the pause is the longest.
+	pause := func(name string, back int, test func(c *crowd)) {
 		inCrowd(t, name, func(c *crowd) {
 			c.publish(1)
 			c.woken()
@@ -140,18 +155,34 @@ func TestFloods(t *testing.T) {
 			c.publish(waveEvents)
 			time.Sleep(crowdCost)
 			require.Equal(c, crowdSize, c.woken())
-			c.visit(0, back, waveEvents) // the pause now is the longest
-			c.publish(events)
-			time.Sleep(2 * waveMost / waveTicks)
-			if !soon {
-				require.Zero(c, c.woken())
-				time.Sleep(waveMost)
-			}
-			require.Equal(c, back, c.woken())
-			c.visit(0, back, events)
+			c.visit(0, back, waveEvents)
+			test(c)
 		})
 	}
-	ebb("ebbs", waveTicks*waveTicks, crowdSize, true)
-	ebb("is too small to tell", waveTicks*waveTicks-1, crowdSize, false)
-	ebb("ebbs before readers are back", waveTicks*waveTicks, crowdSize/2, false)
+	const longTick = waveMost / waveTicks
+	pause("ebbs", crowdSize, func(c *crowd) {
+		c.publish(ebbEvents)
+		time.Sleep(2 * longTick)
+		require.Equal(c, crowdSize, c.woken())
+		c.visit(0, crowdSize, ebbEvents)
+	})
+	pause("is too small to tell", crowdSize, func(c *crowd) {
+		c.publish(ebbEvents - 1)
+		time.Sleep(2 * longTick)
+		require.Zero(c, c.woken())
+		time.Sleep(waveMost)
+		require.Equal(c, crowdSize, c.woken())
+	})
+	pause("ebbs before readers are back", crowdSize/2, func(c *crowd) {
+		c.publish(ebbEvents)
+		time.Sleep(2 * longTick)
+		require.Zero(c, c.woken())
+	})
+	pause("goes on", crowdSize, func(c *crowd) {
+		for range waveTicks - 2 {
+			c.publish(ebbEvents)
+			time.Sleep(longTick)
+			require.Zero(c, c.woken())
+		}
+	})
 }
