@@ -228,10 +228,10 @@ func gridded(pos Position) Position {
 }
 
 // awaitLocked notes that somebody wants the page. He is going to want the next one, too: that is
-// read while this one is read, encoded and sent, unless others wait for their turn.
+// read while this one is read, encoded and sent.
 func (ps *pages) awaitLocked(t *tail, f *flight) {
 	f.awaited = true
-	if f.followed || f.exact || len(ps.flights) >= pageFlights || ps.freed != nil {
+	if f.followed || f.exact || len(ps.flights) >= pageFlights {
 		return
 	}
 	next := f.next

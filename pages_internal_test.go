@@ -137,7 +137,7 @@ func TestReadsAtTheSameTime(t *testing.T) {
 		go func() { got, _, _, _ = tl.after(t.Context(), at(4)) }()
 		synctest.Wait()
 		require.Len(t, reads.from, pageFlights)
-		reads.land[2]() // what follows it has to wait
+		reads.land[2]()
 		synctest.Wait()
 		require.Equal(t, []int64{0, 3 * pageEvents, 6 * pageEvents, 9 * pageEvents, 4 * pageEvents}, reads.from)
 		reads.land[4]()

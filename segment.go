@@ -41,7 +41,8 @@ type segment struct {
 }
 
 // The buffer of a tail's first segment begins small, since most channels are quiet, and doubles.
-// Where a segment has so many bytes or entries, another one begins, as large as it has become.
+// Where a segment has so many bytes or entries, another one begins, as large as it has become. A ring
+// that is full drops a whole one: it has three quarters of its bound, at least.
 const (
 	leastSegmentBytes  = 4 << 10
 	mostSegmentBytes   = 512 << 10

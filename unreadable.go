@@ -34,7 +34,7 @@ type told struct {
 
 type stretch struct{ first, last int64 }
 
-// mostStretches are more than there can be reads of a log at the same time.
+// mostStretches is well more than there are reads of a log at the same time.
 const mostStretches = 4 * pageFlights
 
 // tell tells what is new in a taking.
