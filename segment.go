@@ -101,7 +101,10 @@ func newEncoder(name string) encoder { return encoder{newCursorKey([]string{name
 func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
 	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
 		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
-		s.buf = append(make([]byte, 0, max(n, room)), s.buf...)
+		if n > room { // a page, or one large event
+			room = n + len(s.buf)/4
+		}
+		s.buf = append(make([]byte, 0, room), s.buf...)
 	}
 	e := entry{pos: pos, also: also, foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
 	e.event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}

@@ -14,8 +14,8 @@ type waves struct {
 
 	wave   uint64        // number of the last one
 	shown  uint64        // ordinal of what came after it began
-	pause  time.Duration // from its begin; zero: none
-	calm   time.Time     // end of the pause: from here on, another one may begin
+	pause  time.Duration // from its begin to the next, by estimate
+	calm   time.Time     // the end of that: from here on, another one may begin; zero: at once
 	quorum int           // when so many readers have come back,
 	latest time.Time     // or at this time, whoever is back
 	surge  bool          // another wave is to come
