@@ -174,26 +174,29 @@ func TestPagesOfLargeEvents(t *testing.T) {
 
 // TestManyReadersOfManyPages: each gets what it wants, whatever is dropped meanwhile.
 func TestManyReadersOfManyPages(t *testing.T) {
-	const events = 60 * pageEvents
-	tl, reads := pagedTail(events)
-	reads.atOnce = true
-	var wg sync.WaitGroup
-	for i := range int64(100) {
-		wg.Go(func() {
-			for n := range int64(20) {
-				pos := Position{epoch: 1000, seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
-				v, _, gap, err := tl.after(t.Context(), pos)
-				if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.seq != pos.seq+1 {
-					t.Error("behind", pos, "came", len(v.entries), gap, err)
+	synctest.Test(t, func(t *testing.T) {
+		const events = 60 * pageEvents
+		tl, reads := pagedTail(events)
+		reads.atOnce = true
+		var wg sync.WaitGroup
+		for i := range int64(100) {
+			wg.Go(func() {
+				for n := range int64(20) {
+					pos := Position{epoch: 1000, seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
+					v, _, gap, err := tl.after(t.Context(), pos)
+					if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.seq != pos.seq+1 {
+						t.Error("behind", pos, "came", len(v.entries), gap, err)
+					}
+					if i == 0 {
+						tl.pages.clear()
+					}
 				}
-				if i == 0 {
-					tl.pages.clear()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.Empty(t, tl.pages.flights)
+			})
+		}
+		wg.Wait()
+		synctest.Wait() // what is read ahead nobody waits for
+		require.Empty(t, tl.pages.flights)
+	})
 }
 
 // pageReads are the reads that a tail has begun: where, and what makes them end.
