@@ -136,9 +136,9 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 	}
 }
 
-func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
+func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	channel := ProjectChannel(uuid.New())
-	enc := newEncoder(channel.String())
+	key := newCursorKey([]string{channel.String()})
 	s := &segment{}
 	var events []Event
 	var early view // of what was there before the segment had to move
@@ -147,7 +147,7 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 		if i%2 == 1 { // the others are foreign
 			ev.Position = Position{epoch: 7, seq: int64(i)}
 		}
-		enc.add(s, ev, Position{epoch: 7, seq: int64(i)}, "")
+		s.add(key, ev, Position{epoch: 7, seq: int64(i)}, "")
 		events = append(events, ev)
 		if i == 2 {
 			early = s.from(0)
@@ -176,7 +176,7 @@ func TestEncoderKeepsEventsInTheirFrames(t *testing.T) {
 	require.False(t, s.takes(len(big.Payload)))
 	s = &segment{}
 	require.True(t, s.takes(len(big.Payload)), "an empty segment takes any event")
-	enc.add(s, big, Position{epoch: 7, seq: 99}, "")
+	s.add(key, big, Position{epoch: 7, seq: 99}, "")
 	require.False(t, s.takes(0))
 	require.Equal(t, string(big.Payload), string(s.from(0).event(&s.entries[0], channel).Payload))
 }

@@ -307,7 +307,6 @@ func (ps *pages) sized(lp *logPage) {
 
 // encode makes a segment of a page's entries, up to the first hole, or as many as fit in.
 func (t *tail) encode(lp *logPage) *segment {
-	enc := newEncoder(t.name)
 	s := &segment{}
 	var took taking
 	bytes := 0
@@ -321,7 +320,7 @@ func (t *tail) encode(lp *logPage) *segment {
 			break
 		}
 		took.add(e.pos)
-		enc.addLogged(s, e, func(err error) { took.bad = append(took.bad, badEntry{e.pos.seq, err}) })
+		s.addLogged(t.key, e, func(err error) { took.bad = append(took.bad, badEntry{e.pos.seq, err}) })
 	}
 	t.told.tell(took, t.onBad)
 	return s

@@ -89,16 +89,8 @@ func (v view) event(e *entry, channel Channel) Event {
 // frames are the frames of the entries i to j, exclusive.
 func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entries[j-1].end] }
 
-// An encoder turns events of one channel into entries. It belongs to one
-// goroutine, or is guarded by its tail's lock.
-type encoder struct {
-	key cursorKey
-}
-
-func newEncoder(name string) encoder { return encoder{newCursorKey([]string{name})} }
-
-// add appends an event behind position pos to the segment.
-func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
+// add appends an event behind position pos, with the cursor that its channel's key makes of that.
+func (s *segment) add(key cursorKey, ev Event, pos Position, also string) {
 	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
 		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
 		if n > room { // a page, or one large event
@@ -110,7 +102,7 @@ func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
 	e.event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
 	if !e.foreign {
 		s.buf = append(s.buf, idField...)
-		s.buf = enc.key.append(s.buf, func(int) Position { return pos })
+		s.buf = key.append(s.buf, func(int) Position { return pos })
 		s.buf = append(s.buf, '\n')
 	}
 	e.body = int32(len(s.buf))
@@ -120,19 +112,19 @@ func (enc *encoder) add(s *segment, ev Event, pos Position, also string) {
 }
 
 // skip appends an entry for something in the log that is no event.
-func (enc *encoder) skip(s *segment, pos Position) {
+func (s *segment) skip(pos Position) {
 	n := int32(len(s.buf))
 	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
 }
 
 // addLogged appends an entry of the log.
-func (enc *encoder) addLogged(s *segment, e logEntry, onBad func(error)) {
+func (s *segment) addLogged(key cursorKey, e logEntry, onBad func(error)) {
 	ev, err := decode(e.event)
 	if err != nil {
 		onBad(err)
-		enc.skip(s, e.pos)
+		s.skip(e.pos)
 		return
 	}
 	ev.Position = e.pos
-	enc.add(s, ev, e.pos, e.also)
+	s.add(key, ev, e.pos, e.also)
 }

@@ -8,8 +8,7 @@ func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
 		return nil, Event{}, err
 	}
 	ev.Position = pos
-	enc := newEncoder(c.String())
 	s := &segment{}
-	enc.add(s, ev, pos, "")
+	s.add(newCursorKey([]string{c.String()}), ev, pos, "")
 	return s.buf, s.from(0).event(&s.entries[0], c), nil
 }

@@ -19,6 +19,7 @@ import (
 type tail struct {
 	channel Channel
 	name    string // as Redis knows it
+	key     cursorKey
 	age     time.Duration
 	onBad   func(error)  // told of what cannot be read
 	spawn   func(func()) // starts a goroutine
@@ -26,7 +27,6 @@ type tail struct {
 	pages   pages        // older entries, read from the log
 
 	mu       sync.Mutex // guards following
-	enc      encoder
 	segments []*segment // oldest first
 	first    uint64     // ordinal of the oldest entry
 	next     uint64     // ordinal that the next entry will have
@@ -87,7 +87,7 @@ const (
 func newTail(c Channel, name string, age time.Duration, onBad func(error), spawn func(func())) *tail {
 	return &tail{
 		channel: c, name: name, age: age, onBad: onBad, spawn: spawn,
-		enc:    newEncoder(name),
+		key:    newCursorKey([]string{name}),
 		opened: make(chan struct{}),
 		doubt:  true, broken: true, since: time.Now(),
 	}
@@ -339,7 +339,7 @@ func (t *tail) addLoggedLocked(e logEntry) {
 	ev, err := decode(e.event)
 	if err != nil {
 		t.took.bad = append(t.took.bad, badEntry{e.pos.seq, err})
-		t.enc.skip(t.roomLocked(0), e.pos)
+		t.roomLocked(0).skip(e.pos)
 		t.last = e.pos
 		t.next++
 		t.trimLocked()
@@ -357,7 +357,7 @@ func (t *tail) addLocked(ev Event, also string) {
 	}
 	s := t.roomLocked(len(ev.Payload))
 	before := len(s.buf)
-	t.enc.add(s, ev, pos, also)
+	s.add(t.key, ev, pos, also)
 	t.bytes += len(s.buf) - before
 	t.last = pos
 	t.next++
