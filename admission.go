@@ -15,9 +15,10 @@ import (
 // The admissions know the open subscriptions: how many there are, and whose. At a
 // limit a new one is refused; none that is open is ended for it.
 type admissions struct {
-	mu sync.Mutex // guards following
-	n  int
-	of map[identity]map[*reader]bool
+	mu      sync.Mutex // guards following
+	n       int
+	of      map[identity]map[*reader]bool
+	revoked uint64 // how often anybody was, and once when that began to be heard of
 }
 
 // An identity is the hash of [Subscription].Identity: what it hides may be a secret.
@@ -75,10 +76,25 @@ func (b *Bus) revoke(who identity) {
 	reg := &b.admitted
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
+	reg.revoked++
 	for r := range reg.of[who] {
 		r.revoked.Store(true)
 		r.waiter.wake()
 	}
+}
+
+// revocations changes with every revocation that reaches this process.
+func (b *Bus) revocations() uint64 {
+	b.admitted.mu.Lock()
+	defer b.admitted.mu.Unlock()
+	return b.admitted.revoked
+}
+
+// open is how many subscriptions there are.
+func (a *admissions) open() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n
 }
 
 // Revocations go through a log of their own, like any event: a process whose
@@ -103,6 +119,9 @@ type revocation struct {
 // [Bus.Publish], says that other processes may not know; their streams notice
 // at the next keepalive, by asking. It is safe for concurrent use.
 func (b *Bus) Revoke(ctx context.Context, identity string) error {
+	if err := b.made(); err != nil {
+		return err
+	}
 	if identity == "" {
 		return invalid("revoke", "identity", "is empty")
 	}
@@ -124,6 +143,9 @@ func (b *Bus) watch() {
 		return // the bus is closed
 	}
 	defer r.close()
+	b.admitted.mu.Lock()
+	b.admitted.revoked++ // before, none from another process could be heard of
+	b.admitted.mu.Unlock()
 	close(b.watches)
 	for {
 		st, err := r.next(b.ctx, false)

@@ -89,10 +89,11 @@ func TestLimitsAreCounted(t *testing.T) {
 func TestHandlerAtALimit(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), quiet(), eventbus.WithMaxPerIdentity(1), eventbus.WithMaxSubscribers(2), eventbus.WithMaxRequestSize(2048))
 	asked := 0
+	channels := []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}
 	server := httptest.NewServer(bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 		asked++
 		return eventbus.Subscription{
-			Channels: []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}, Identity: r.URL.Query().Get("who"),
+			Channels: channels, Identity: r.URL.Query().Get("who"),
 		}, nil
 	}))
 	t.Cleanup(server.Close)
@@ -183,13 +184,14 @@ func TestRevokedStreamEnds(t *testing.T) {
 	bus, other := newBus(t, rdb, quiet()), newBus(t, rdb, quiet())
 	allowed := make(chan bool, 1)
 	allowed <- true
+	channels := []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}
 	server := httptest.NewServer(bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
 		ok := <-allowed
 		allowed <- ok
 		if !ok {
 			return eventbus.Subscription{}, eventbus.ErrUnauthorized
 		}
-		return eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}, Identity: "ann"}, nil
+		return eventbus.Subscription{Channels: channels, Identity: "ann"}, nil
 	}))
 	t.Cleanup(server.Close)
 	response, err := http.Get(server.URL)

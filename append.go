@@ -2,224 +2,257 @@ package eventbus
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// rewindable is how many entries a failover may take back between the attempts of one
-// publish, for the second to find what the first has appended.
-const rewindable = 1000
-
-// A record is an event on its way into one log.
+// A record is an event on its way into one log, and what became of it.
 type record struct {
 	name  string // the channel, as Redis knows it
 	kind  ChannelKind
-	event []byte // its JSON without cursor
-	id    string
-	also  string // where other calls have found or appended it, as in append.lua
-
-	idempotent bool     // look for a marker, and leave one
-	only       bool     // look for it, and append nothing
-	look       int      // search that many of the newest entries for the id, and leave a marker
-	since      Position // but none that the log had before the first attempt, which was made then
-}
-
-// An appended is what became of a record.
-type appended struct {
-	pos   Position // where it is, also with an error; zero if that is not known or it is not there
+	pos   Position // where it is; zero while that is not known
+	again bool     // the log had it already
 	err   error
-	again bool   // the log had it already,
-	also  string // and its entry notes this
-	sure  bool   // the error, if any, says for certain that the log does not have it
-	whole bool   // the error is of a whole call: Redis has said nothing of this record
+	sure  bool // the error says for certain that the log does not have it
 }
 
-// done tells whether it is in the log, without an error.
-func (a *appended) done() bool { return a.err == nil && !a.pos.IsZero() }
+// note says where the event is, for the entries in the logs behind this one.
+func (r *record) note() string { return r.name + "@" + r.pos.String() }
 
-// A group has one reply: the records of a log that are nothing but appended, in a row; or a
-// single one that needs more than that.
-type group struct {
-	log     int // index of its log in the call
-	records []int
+// settled reports whether another attempt would change nothing.
+func (r *record) settled() bool {
+	return !r.pos.IsZero() || r.err != nil && !errors.Is(r.err, ErrUnavailable)
 }
 
-// plain tells whether a record is only to be appended.
-func (r *record) plain() bool { return !r.idempotent && r.look == 0 && r.also == "" }
-
-// continues tells whether r is the same publication as s, for another log.
-func (r *record) continues(s *record) bool { return &r.event[0] == &s.event[0] }
-
-// how is what append.lua is to do beside appending.
-func (r *record) how(head Position) string {
-	if r.plain() {
-		return ""
-	}
-	since, marker := "", ""
-	if r.since.epoch == head.epoch && r.since.seq > rewindable {
-		since = strconv.FormatInt(r.since.seq-rewindable, 10)
-	}
-	if r.only {
-		marker = "?"
-	} else if r.idempotent || r.look > 0 {
-		marker = "1"
-	}
-	return fmt.Sprintf("%s|%d|%s|%s|%s", r.id, r.look, since, marker, r.also)
+// A commit is one event on its way into logs that one call can reach.
+type commit struct {
+	id         string // of the event
+	event      []byte // its JSON without position
+	idempotent bool
+	also       string // where it is in logs before these
+	records    []record
+	done       chan struct{}         // closed when it is known what became of the records
+	callers    atomic.Int32          // how many wait for that
+	failing    atomic.Pointer[error] // why the last attempt has failed
 }
 
-// An appendCall is one call of append.lua, for records whose logs may share one.
+// pending gives the records that are not in their logs yet, and the notes of those before them.
+func (c *commit) pending() (records []record, also string) {
+	i, also := 0, c.also
+	for ; i < len(c.records) && !c.records[i].pos.IsZero(); i++ {
+		also = strings.TrimPrefix(also+" "+c.records[i].note(), " ")
+	}
+	return c.records[i:], also
+}
+
+// settled reports whether another attempt would change nothing.
+func (c *commit) settled() bool {
+	for i := range c.records {
+		if !c.records[i].settled() {
+			return false
+		}
+	}
+	return true
+}
+
+// An appendCall is one call of append.lua. It takes effect once, however often it is sent.
 type appendCall struct {
-	records []*record
-	keys    []string
-	heads   []Position // by log, before the call
-	groups  []group
-	args    []any
-	expects []*record // noted by expect
+	scriptCall
+	commits []*commit
+	logs    []logCall
+	lost    bool // the answer to an attempt was lost: it may have run
 }
 
-func (l *redisLog) newAppendCall(records []*record) *appendCall {
-	c := &appendCall{records: records}
-	index := make(map[string]int, 4)
-	plain, firsts := make([]group, 0, 4), make([]*record, 0, 4) // by log
-	var others []group
-	for i, r := range records {
-		log, ok := index[r.name]
-		if !ok {
-			log = len(c.keys)
-			index[r.name] = log
-			c.keys = append(c.keys, logKey(r.name))
-			c.heads = append(c.heads, l.head(r.name))
-			plain, firsts = append(plain, group{log: log}), append(firsts, r)
+// A logCall is what a call has for one log.
+type logCall struct {
+	name    string
+	kind    ChannelKind
+	records []*record // in the order of its events
+	marks   []uint16  // their fingerprints
+}
+
+// markerTTL is how long the id of an event that was published with Idempotent is remembered
+// beside its log.
+const markerTTL = 10 * time.Minute
+
+// newAppendCall makes the call of a producer with this number.
+func (l *redisLog) newAppendCall(producer string, number int64, commits []*commit) *appendCall {
+	c := &appendCall{commits: commits}
+	index, events := make(map[string]int, 1), 0
+	for _, commit := range commits {
+		records, _ := commit.pending()
+		for i := range records {
+			c.add(index, commit, &records[i])
 		}
-		if r.look == 0 && !r.idempotent && r.since.IsZero() {
-			r.since = c.heads[log] // should this call have to be repeated
+		events++
+	}
+	c.keys = make([]string, 0, 2*len(c.logs))
+	c.args = make([]any, 0, 5+4*len(c.logs)+3*events)
+	c.args = append(c.args, len(c.logs), producer, number, l.publish(), markerTTL.Milliseconds())
+	for _, log := range c.logs {
+		keep := l.retention(log.kind)
+		if keep.Events == 0 {
+			keep.Events = maxSeq
 		}
-		if c.heads[log].IsZero() {
-			l.expect(r, 1)
-			c.expects = append(c.expects, r)
-		}
-		if !r.plain() || i > 0 && r.continues(records[i-1]) || i+1 < len(records) && records[i+1].continues(r) {
-			others = append(others, group{log, []int{i}})
+		c.keys = append(c.keys, logKey(log.name), producersKey(log.name))
+		c.args = append(c.args, log.name, keep.Events, keep.Age.Milliseconds(), l.least(log.name))
+	}
+	run, at := "", 0 // where the last run goes, and the index of its length
+	for _, commit := range commits {
+		where := c.where(index, commit)
+		if where == run && !strings.Contains(where, "|") {
+			c.args[at] = c.args[at].(int) + 1
 		} else {
-			plain[log].records = append(plain[log].records, i)
+			run, at = where, len(c.args)
+			c.args = append(c.args, 1, where)
 		}
+		c.args = append(c.args, commit.event)
 	}
-	c.args = make([]any, 0, 2+5*len(plain)+len(records)+2*len(others))
-	c.args = append(c.args, markerTTL.Milliseconds(), l.publish())
-	for log, g := range plain {
-		keep, epoch := l.retention(firsts[log].kind), ""
-		if !c.heads[log].IsZero() {
-			epoch = strconv.FormatInt(c.heads[log].epoch, 10)
-		}
-		c.args = append(c.args, firsts[log].name, keep.Events, keep.Age.Milliseconds(), epoch, len(g.records))
-		for _, i := range g.records {
-			c.args = append(c.args, records[i].event)
-		}
-		if len(g.records) > 0 {
-			c.groups = append(c.groups, g)
-		}
-	}
-	for _, g := range others {
-		i := g.records[0]
-		r := records[i]
-		event := r.event
-		if i > 0 && r.continues(records[i-1]) {
-			event = nil
-		}
-		c.args = append(c.args, g.log+1, event, r.how(c.heads[g.log])) // Lua counts from 1
-	}
-	c.groups = append(c.groups, others...)
 	return c
 }
 
-// append makes calls in one round trip, each for records whose logs may share one, and
-// gives the results of each. It does not repeat anything by itself.
-func (l *redisLog) append(ctx context.Context, calls [][]*record) [][]appended {
-	made, scripts := make([]*appendCall, len(calls)), make([]scriptCall, len(calls))
-	for i, records := range calls {
-		made[i] = l.newAppendCall(records)
-		scripts[i] = scriptCall{made[i].keys, made[i].args}
+// add enters a record into the call of its log.
+func (c *appendCall) add(index map[string]int, commit *commit, r *record) {
+	i, ok := index[r.name]
+	if !ok {
+		i = len(c.logs)
+		index[r.name] = i
+		c.logs = append(c.logs, logCall{name: r.name, kind: r.kind})
 	}
-	results := make([][]appended, len(calls))
-	for i, cmd := range appendScript.runOnce(ctx, l.client, scripts) {
-		results[i] = l.settle(made[i], cmd)
-	}
-	return results
+	c.logs[i].records = append(c.logs[i].records, r)
+	c.logs[i].marks = append(c.logs[i].marks, fingerprint(commit.id))
 }
 
-// settle gives what became of a call's records.
-func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) []appended {
-	defer func() {
-		for _, r := range c.expects {
-			l.expect(r, -1) // by now the head is known
+// where tells append.lua where an event goes, and adds the keys of its markers.
+func (c *appendCall) where(index map[string]int, commit *commit) string {
+	records, also := commit.pending()
+	logs := make([]string, len(records))
+	for i := range records {
+		logs[i] = strconv.Itoa(index[records[i].name] + 1) // Lua counts from 1
+	}
+	if len(logs) == 1 && also == "" && !commit.idempotent {
+		return logs[0]
+	}
+	first := ""
+	if commit.idempotent {
+		first = strconv.Itoa(len(c.keys) + 1)
+		for i := range records {
+			c.keys = append(c.keys, markerKey(records[i].name, commit.id))
 		}
-	}()
-	results := make([]appended, len(c.records))
+	}
+	return strings.Join(logs, ",") + "|" + first + "|" + also
+}
+
+// send makes one attempt at calls, in one round trip, and gives back those that are not settled.
+func (l *redisLog) send(ctx context.Context, calls []*appendCall) (left []*appendCall) {
+	scripts := make([]scriptCall, len(calls))
+	for i, c := range calls {
+		scripts[i] = c.scriptCall
+	}
+	for i, cmd := range appendScript.runOnce(ctx, l.client, scripts) {
+		if !l.settle(calls[i], cmd) {
+			left = append(left, calls[i])
+		}
+	}
+	return left
+}
+
+// settle enters what Redis answered to a call, and reports whether nothing is left to be tried.
+func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) bool {
 	reply, err := cmd.Result()
 	replies, ok := reply.([]any)
-	if err == nil && (!ok || len(replies) != len(c.groups)) {
+	if err == nil && (!ok || len(replies) != len(c.logs)) {
 		err = fmt.Errorf("unexpected reply %T to append", reply)
 	}
 	if err != nil {
-		failed := appended{err: l.unavailable(err), sure: neverRan(err) || neverSent(err), whole: true}
-		for i := range results {
-			results[i] = failed
+		// A script that a server refuses, or that it ends with an error, has appended nothing.
+		var server redis.Error
+		c.lost = c.lost || !errors.As(err, &server) && !neverSent(err)
+		c.fail(l.unavailable(err))
+	} else {
+		for i, log := range c.logs {
+			l.saw(log.name, log.settle(replies[i]))
 		}
-		return results
 	}
-	for n, g := range c.groups {
-		parseGroup(replies[n], g, c.records, results)
-		for _, i := range slices.Backward(g.records) {
-			if results[i].done() && !results[i].again {
-				l.saw(c.records[i].name, results[i].pos, c.heads[g.log])
-				break // what is before it is older
+	left := c.commits[:0]
+	for _, commit := range c.commits {
+		if commit.settled() {
+			close(commit.done)
+			continue
+		}
+		for i := range commit.records {
+			if err := commit.records[i].err; err != nil {
+				commit.failing.Store(&err)
+			}
+		}
+		left = append(left, commit)
+	}
+	c.commits = left
+	return len(left) == 0
+}
+
+// fail enters an error for all records of which nothing better is known.
+func (c *appendCall) fail(err error) {
+	for _, log := range c.logs {
+		for _, r := range log.records {
+			if !r.settled() {
+				r.err, r.sure = err, !c.lost
 			}
 		}
 	}
-	return results
 }
 
-// parseGroup enters the results of a group's records.
-func parseGroup(reply any, g group, records []*record, results []appended) {
-	if list, ok := reply.([]any); ok && len(list) == len(g.records) {
-		for n, i := range g.records {
-			results[i] = parseAppended(list[n], records[i])
-		}
-		return
-	}
-	first := parseAppended(reply, records[g.records[0]])
-	for n, i := range g.records {
-		results[i] = first
-		if !first.pos.IsZero() {
-			results[i].pos.seq += int64(n)
-			results[i].pos.mark = fingerprint(records[i].id)
-		}
-	}
-}
-
-func parseAppended(reply any, r *record) appended {
+// settle enters the answer for one log, and gives the last position in it.
+func (c *logCall) settle(reply any) (last Position) {
 	s, _ := reply.(string)
-	switch {
-	case s == "-" && r.only:
-		return appended{}
-	case s == "" || !strings.Contains("!~+=", s[:1]):
-		return appended{err: fmt.Errorf("unexpected reply %T to append", reply)}
-	case s[0] == '!':
-		return appended{err: replyError(s[1:]), sure: true}
+	items := strings.Split(s, "\n")
+	for n, r := range c.records {
+		switch {
+		case r.settled(): // by an earlier attempt, and its caller may look at it
+			continue
+		case len(items) == len(c.records):
+			*r = parseItem(*r, items[n], 0)
+		case len(items) == 1 && strings.HasPrefix(s, "+"):
+			*r = parseItem(*r, s, int64(n))
+		default:
+			*r = parseItem(*r, "", 0)
+		}
+		if !r.pos.IsZero() {
+			r.pos.mark = c.marks[n]
+			last = r.pos
+		}
 	}
-	at, rest, _ := strings.Cut(s[1:], " ")
-	a := appended{again: s[0] == '='}
-	if a.pos, a.err = ParsePosition(at); a.err == nil {
-		a.pos.mark = fingerprint(r.id)
+	return last
+}
+
+// parseItem reads the answer for an event, the n-th behind the one that it is about.
+func parseItem(r record, item string, n int64) record {
+	r.err, r.sure = nil, false
+	kind := ""
+	if item != "" {
+		kind, item = item[:1], item[1:]
 	}
-	if s[0] == '~' {
-		a.err = fmt.Errorf("the event is in the log, but then: %w", replyError(rest))
-	} else {
-		a.also = rest
+	at, rest, _ := strings.Cut(item, " ")
+	switch kind {
+	case "!":
+		r.err, r.sure = replyError(item), true
+		return r
+	case "+", "=", "~":
+		if r.pos, r.err = ParsePosition(at); r.err == nil {
+			r.pos.seq += n
+		}
+	default:
+		r.err = errors.New("unexpected reply to append")
 	}
-	return a
+	r.again = kind == "="
+	if kind == "~" {
+		r.err = fmt.Errorf("the event is in the log, but its subscribers hear of it later: %w", errors.New(rest))
+	}
+	return r
 }

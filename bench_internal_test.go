@@ -27,8 +27,8 @@ func benchEvent(t testing.TB) Event {
 // benchTail is a tail with n events.
 func benchTail(t testing.TB, n int) *tail {
 	c := ProjectChannel(benchProject)
-	tl := newTail(c, c.String(), time.Hour, func(error) {}, func(f func()) { go f() })
-	tl.doubt, tl.ready = false, true
+	tl := newTail(c, c.String(), func(error) {}, func(f func()) { go f() })
+	tl.state = whole
 	ev := benchEvent(t)
 	for i := range n {
 		ev.Position = Position{epoch: 1_700_000_000_000, seq: int64(i + 1), mark: 1}
@@ -151,17 +151,18 @@ func BenchmarkFrame(b *testing.B) {
 func BenchmarkPage(b *testing.B) {
 	tl, ev := benchTail(b, 0), benchEvent(b)
 	data := string(ev.appendJSON(nil))
-	reply := []any{"1700000001000", "1700000000000-1000", int64(1000), "1700000000000-1", ev.ID, "", ""}
+	var list []any
 	for i := range pageEvents {
-		reply = append(reply, fmt.Sprintf("1700000000000-%d", i+1), data, "")
+		list = append(list, []any{fmt.Sprintf("1700000000000-%d", i+1), []any{"event", data}})
 	}
+	reply := []any{"1700000000000-1000", "1700000000000-1", ev.ID, list}
 	b.ReportAllocs()
 	for b.Loop() {
 		lp, err := parsePage(Position{}, reply)
 		if err != nil {
 			b.Fatal(err)
 		}
-		tl.encode(lp)
+		encode(tl.key, lp)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }
@@ -172,18 +173,17 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
 			defer rdb.Close()
-			l := &redisLog{client: rdb, heads: make(map[string]Position), retention: func(ChannelKind) Retention { return Retention{Events: 10_000, Age: time.Hour} }}
-			records := make([]*record, n)
-			for i := range records {
-				ev := benchEvent(b)
-				records[i] = &record{name: ProjectChannel(benchProject).String(), event: ev.appendJSON(nil), id: ev.ID}
-			}
+			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{Events: 10_000, Age: time.Hour} }}
+			commits := make([]*commit, n)
 			b.ReportAllocs()
-			for b.Loop() {
-				for _, r := range l.append(context.Background(), [][]*record{records})[0] {
-					if r.err != nil {
-						b.Fatal(r.err)
-					}
+			for number := int64(1); b.Loop(); number++ {
+				for i := range commits {
+					ev := benchEvent(b)
+					commits[i] = &commit{id: ev.ID, event: ev.appendJSON(nil), done: make(chan struct{}),
+						records: []record{{name: ProjectChannel(benchProject).String()}}}
+				}
+				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
+					b.Fatal("not settled")
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
@@ -191,7 +191,7 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkRead reads pages of 256 events from a real Redis, through the script and beside it.
+// BenchmarkRead reads pages of 256 events from a real Redis.
 func BenchmarkRead(b *testing.B) {
 	rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
 	defer rdb.Close()
@@ -200,18 +200,14 @@ func BenchmarkRead(b *testing.B) {
 		ev := benchEvent(b)
 		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.appendJSON(nil)}})
 	}
-	l := &redisLog{client: rdb}
-	for _, small := range []bool{false, true} {
-		b.Run(fmt.Sprint("small=", small), func(b *testing.B) {
-			r := readRequest{name: name, from: Position{epoch: 1700000000000, seq: pageEvents}, count: pageEvents, small: small}
-			b.ReportAllocs()
-			for b.Loop() {
-				page, err := l.read(ctx, r)
-				if err != nil || len(page.entries) != pageEvents {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
-		})
+	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{} }}
+	r := readRequest{name: name, from: Position{epoch: 1700000000000, seq: pageEvents}, count: pageEvents}
+	b.ReportAllocs()
+	for b.Loop() {
+		page, err := l.read(ctx, r)
+		if err != nil || len(page.entries) != pageEvents {
+			b.Fatal(err)
+		}
 	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }

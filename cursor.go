@@ -5,101 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 )
-
-// A Position is a place in the log of one channel: right behind one event. The
-// log numbers its events without holes; the epoch is the Redis time in
-// milliseconds at which the log was created, so that a log that was lost and
-// begun anew is not mistaken for the old one. The text form is the ID of the
-// entry in the Redis stream, "<epoch>-<seq>", such as "1763868000000-42".
-//
-// The zero Position stands before everything that there is. Positions are
-// comparable.
-type Position struct {
-	// epoch and seq name the last event that lies behind. seq is 0 before the
-	// first event of an epoch, and noLog when there was no log at the time epoch.
-	epoch int64
-	seq   int64
-	// mark is the fingerprint of the event that epoch and seq name: after a
-	// failover, a number can be given again to another event. 0 is not known.
-	mark uint16
-}
-
-// unknown is the position of a reader whose place cannot be told: a gap, and then
-// everything that there is.
-var unknown = Position{mark: 1}
-
-// noLog as the seq of a Position says that there was no log; its epoch is when.
-const noLog = -1
-
-// IsZero tells whether p is the zero Position.
-func (p Position) IsZero() bool { return p == Position{} }
-
-// String returns the text form, "" for the zero Position.
-func (p Position) String() string {
-	if p.IsZero() {
-		return ""
-	}
-	return string(p.append(nil))
-}
-
-func (p Position) append(b []byte) []byte {
-	b = strconv.AppendInt(b, p.epoch, 10)
-	b = append(b, '-')
-	return strconv.AppendInt(b, max(p.seq, 0), 10)
-}
-
-// same tells whether p and q are one place: unequal fingerprints say no, an
-// unknown one says nothing.
-func (p Position) same(q Position) bool {
-	return p.epoch == q.epoch && p.seq == q.seq && (p.mark == q.mark || p.mark == 0 || q.mark == 0)
-}
-
-// follows tells whether p is the place right behind q in the same epoch, or the
-// first one of a log where q says that there was none.
-func (p Position) follows(q Position) bool {
-	if q.seq == noLog {
-		return p.seq == 1
-	}
-	return p.epoch == q.epoch && p.seq == q.seq+1
-}
-
-// The longest epoch is 48 bits of milliseconds, which lasts until the year 10889.
-const (
-	maxEpoch = 1<<48 - 1
-	maxSeq   = 1<<53 - 1
-)
-
-var errPosition = errors.New("eventbus: not a position of the form <epoch>-<seq>")
-
-// ParsePosition reads the text form.
-func ParsePosition(s string) (Position, error) {
-	e, q, ok := strings.Cut(s, "-")
-	epoch, err1 := strconv.ParseUint(e, 10, 48)
-	seq, err2 := strconv.ParseUint(q, 10, 53)
-	if !ok || err1 != nil || err2 != nil || epoch == 0 || e[0] == '+' || q[0] == '+' {
-		return Position{}, errPosition
-	}
-	return Position{epoch: int64(epoch), seq: int64(seq)}, nil
-}
-
-// fingerprint is the mark of the event with this id; never 0.
-func fingerprint[T string | []byte](id T) uint16 {
-	sum := fnv1a(fnvBasis, id)
-	return max(uint16(sum>>16)^uint16(sum), 1)
-}
-
-const fnvBasis = 2166136261
-
-// fnv1a is the 32-bit FNV-1a hash, as of hash/fnv but without a copy of the text.
-func fnv1a[T string | []byte](sum uint32, text T) uint32 {
-	for i := range len(text) {
-		sum = (sum ^ uint32(text[i])) * 16777619
-	}
-	return sum
-}
 
 // A Cursor is where a subscription stands in all its channels, as opaque text:
 // what a browser keeps as its last event id. Any bus on the same Redis resumes
@@ -139,26 +46,12 @@ func (c *Cursor) UnmarshalText(text []byte) error {
 	return err
 }
 
-// A hole is a stretch of a log, behind one position and up to another, that a
-// subscription passes over: what was there before it began, or a gap. A zero after
-// stands for everything before upto. If after is not before upto, the log went back: the
-// old one reached after, with this mark, and the one that took its place reaches upto.
-type hole struct{ after, upto Position }
+// A hole is what a gap has passed over: the stretch of a log behind one position, up to another. The
+// zero hole is none.
+type hole struct{ from, upto Position }
 
-func (h hole) rewound() bool { return h.after.epoch == h.upto.epoch && h.after.seq >= h.upto.seq }
-
-// has tells whether the event at p is in the hole.
-func (h hole) has(p Position) bool {
-	switch {
-	case p.epoch == h.upto.epoch && h.rewound():
-		return p.seq <= h.upto.seq
-	case p.epoch == h.upto.epoch:
-		return p.seq <= h.upto.seq && (h.after.epoch != p.epoch || p.seq > h.after.seq)
-	case p.epoch == h.after.epoch:
-		return p.seq > h.after.seq
-	}
-	return h.after.epoch < p.epoch && p.epoch < h.upto.epoch
-}
+// has reports whether the event at p is in the hole.
+func (h hole) has(p Position) bool { return p.beyond(h.from) && !p.beyond(h.upto) }
 
 // The bytes of a cursor, before base64url:
 //
@@ -167,32 +60,38 @@ func (h hole) has(p Position) bool {
 //	for each channel:
 //	  hash              2   FNV-1a of the salt and the channel's name
 //	  fingerprint       2
-//	  seq + 1               uvarint; 0 is noLog
+//	  seq + 1               uvarint
 //	  epoch                 of the first channel a uvarint, then the zigzag
 //	                        varint of the difference to the one before
-//	for each hole that the subscription has passed over, the newest first:
-//	  channel           1   its number, from 0
-//	  upto                  seq + 1 as a uvarint, and the difference of its
+//	for each channel that has one, where its subscription began (see once.go), and its hole:
+//	  kind and channel  1   kind << 6 + its number, from 0
+//	  hereKind              no more: it began where it stands
+//	  beganKind             began: seq + 1 as a uvarint, and the difference of its
 //	                        epoch to the channel's as a varint
-//	  after                 seq + 1 as a uvarint, and the difference of its
-//	                        epoch to upto's as a varint
-//	  fingerprint       2   of after, only if that is not before upto
+//	  holeKind              upto as began, and from: seq + 1 as a uvarint, and the
+//	                        difference of its epoch to upto's as a varint
 //
 // The salt, 0 to 15, is the least with which the channels' hashes differ.
+//
+// Cursors of before say otherwise what a subscription has passed over: any number of times
+// oldHoleKind, as holeKind but the newest first, from 0-0 where it began, and with 2 bytes more where
+// the log went back. And there, seq + 1 = 0 says that there was no log.
 const (
 	cursorVersion   = 0xE0
-	maxCursorLength = 1024 // characters; 40 channels with the longest numbers fit
+	maxCursorLength = 4096 // characters; 40 channels with the longest numbers fit
 
-	// Holes are rare. The oldest are left out where the text would grow beyond what
-	// a browser sends across origins without asking first.
-	shortCursor = 96 // bytes, which are 128 characters
+	oldHoleKind = 0
+	hereKind    = 1
+	beganKind   = 2
+	holeKind    = 3
 )
 
-// A cursorEntry is the position of one channel in a cursor.
+// A cursorEntry is what a cursor says of one channel.
 type cursorEntry struct {
 	hash  uint32
 	pos   Position
-	holes []hole
+	began Position // zero: it came there by a cursor, or that does not matter any more
+	hole  hole
 }
 
 // A cursorKey encodes the cursors of a fixed list of channels. It is immutable.
@@ -223,11 +122,40 @@ func channelHash(salt byte, name string) uint32 {
 	return (sum ^ sum>>16) & 0xFFFF
 }
 
-// append encodes the cursor in which the i-th channel stands at position(i), and
-// has passed over holes[i].
-func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]hole) []byte {
+// append encodes the cursor in which the i-th channel stands at position(i).
+func (k cursorKey) append(b []byte, position func(i int) Position) []byte {
 	var raw [256]byte
-	out := append(raw[:0], cursorVersion|k.salt, byte(len(k.hashes)))
+	return base64.RawURLEncoding.AppendEncode(b, k.positions(raw[:0], position))
+}
+
+// appendAll encodes the cursor of entries, with all that they say.
+func (k cursorKey) appendAll(b []byte, entries []cursorEntry) []byte {
+	var raw [256]byte
+	out := k.positions(raw[:0], func(i int) Position { return entries[i].pos })
+	number := func(p, base Position) {
+		out = binary.AppendUvarint(out, uint64(p.seq+1))
+		out = binary.AppendVarint(out, p.epoch-base.epoch)
+	}
+	for i, e := range entries {
+		switch e.began {
+		case Position{}:
+		case e.pos:
+			out = append(out, hereKind<<6|byte(i))
+		default:
+			out = append(out, beganKind<<6|byte(i))
+			number(e.began, e.pos)
+		}
+		if e.hole != (hole{}) {
+			out = append(out, holeKind<<6|byte(i))
+			number(e.hole.upto, e.pos)
+			number(e.hole.from, e.hole.upto)
+		}
+	}
+	return base64.RawURLEncoding.AppendEncode(b, out)
+}
+
+func (k cursorKey) positions(out []byte, position func(i int) Position) []byte {
+	out = append(out, cursorVersion|k.salt, byte(len(k.hashes)))
 	var epoch int64
 	for i, hash := range k.hashes {
 		p := position(i)
@@ -241,31 +169,7 @@ func (k cursorKey) append(b []byte, position func(i int) Position, holes ...[]ho
 		}
 		epoch = p.epoch
 	}
-	limit := shortCursor
-	if len(k.hashes) > 6 {
-		limit = maxCursorLength * 3 / 4
-	}
-	for n := range maxHoles {
-		for i := range holes {
-			if n >= len(holes[i]) {
-				continue
-			}
-			h := holes[i][len(holes[i])-1-n]
-			short := len(out)
-			out = append(out, byte(i))
-			out = binary.AppendUvarint(out, uint64(h.upto.seq+1))
-			out = binary.AppendVarint(out, h.upto.epoch-position(i).epoch)
-			out = binary.AppendUvarint(out, uint64(h.after.seq+1))
-			out = binary.AppendVarint(out, h.after.epoch-h.upto.epoch)
-			if h.rewound() {
-				out = binary.BigEndian.AppendUint16(out, h.after.mark)
-			}
-			if len(out) > limit {
-				out = out[:short]
-			}
-		}
-	}
-	return base64.RawURLEncoding.AppendEncode(b, out)
+	return out
 }
 
 var errCursor = errors.New("eventbus: not a cursor")
@@ -292,7 +196,7 @@ func (r *cursorReader) seq() int64 {
 	v, n := binary.Uvarint(r.b)
 	r.bytes(max(n, 0))
 	r.bad = r.bad || n <= 0 || v > maxSeq+1
-	return int64(v) - 1
+	return int64(v) - 1 // -1 in cursors of before
 }
 
 func (r *cursorReader) epoch(base int64) int64 {
@@ -336,27 +240,54 @@ func decodeCursor(s string) ([]cursorEntry, error) {
 		}
 	}
 	for len(r.b) > 0 {
-		i := int(r.bytes(1)[0])
+		tag := r.bytes(1)[0]
+		i := int(tag & 0x3F)
 		if i >= len(entries) {
 			return nil, errCursor
 		}
-		var h hole
-		h.upto.seq = r.seq()
-		h.upto.epoch = r.epoch(entries[i].pos.epoch)
-		h.after.seq = r.seq()
-		h.after.epoch = r.epoch(h.upto.epoch)
-		if h.rewound() {
-			h.after.mark = binary.BigEndian.Uint16(r.bytes(2))
-		}
-		if r.bad || len(entries[i].holes) == maxHoles {
+		r.passed(&entries[i], tag>>6)
+		if r.bad {
 			return nil, errCursor
 		}
-		entries[i].holes = append(entries[i].holes, h)
 	}
 	for i := range entries {
-		slices.Reverse(entries[i].holes)
+		e := &entries[i]
+		// Of a log that was not there, the next one is another.
+		e.pos.seq, e.hole.from.seq, e.hole.upto.seq = max(e.pos.seq, 0), max(e.hole.from.seq, 0), max(e.hole.upto.seq, 0)
 	}
 	return entries, nil
+}
+
+// passed reads what a subscription has passed over in a channel.
+func (r *cursorReader) passed(e *cursorEntry, kind byte) {
+	position := func(base Position) (p Position) {
+		p.seq = r.seq()
+		p.epoch = r.epoch(base.epoch)
+		return p
+	}
+	switch kind {
+	case hereKind:
+		e.began = e.pos
+	case beganKind:
+		e.began = position(e.pos)
+	case holeKind:
+		e.hole.upto = position(e.pos)
+		e.hole.from = position(e.hole.upto)
+	case oldHoleKind: // the newest first
+		upto := position(e.pos)
+		from := position(upto)
+		if from.epoch == upto.epoch && from.seq >= upto.seq {
+			r.bytes(2)
+		}
+		switch {
+		case from.IsZero():
+			e.began = upto
+		case e.hole == hole{}:
+			e.hole = hole{from, upto}
+		default:
+			e.hole.from = from
+		}
+	}
 }
 
 // entries gives what the cursor says of each channel, nil where it says nothing.

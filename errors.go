@@ -186,9 +186,9 @@ func (e *GapError) Error() string {
 }
 
 // A PublishError says which logs have an event whose publish did not succeed
-// everywhere. Publishing the same event again through the same bus, or with
-// [PublishOptions].Idempotent through any bus, is safe: logs that have it keep
-// their one entry.
+// everywhere. Publishing the same event again through the same bus is safe for 10 minutes: it waits
+// for the attempt that is under way, and logs that have the event keep their one entry. If every
+// attempt says [PublishOptions].Idempotent, another process may do it, too.
 type PublishError struct {
 	// ID is the id of the event.
 	ID string

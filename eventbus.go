@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -17,9 +18,10 @@ type Bus struct {
 	log     *redisLog
 	feed    *feed
 	commits commits
-	doubted doubtSet
 	logs    burstLog
 	stats   counters
+
+	outcomes outcomes
 
 	admitted  admissions
 	watchOnce sync.Once
@@ -33,6 +35,8 @@ type Bus struct {
 	draining chan struct{} // closed when Shutdown or Close begins
 	over     chan struct{} // closed when all goroutines of the bus have ended
 	waited   chan struct{} // closed when the first Close returns
+
+	leaving int // how many subscriptions were open when draining began
 
 	mu     sync.Mutex // guards following
 	drains bool
@@ -55,7 +59,10 @@ const checkTimeout = 10 * time.Second
 // client is nil.
 func New(client Client, opts ...Option) (*Bus, error) {
 	o := defaults()
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			return nil, fmt.Errorf("eventbus: new: option %d is nil", i)
+		}
 		opt(&o)
 	}
 	if err := o.check(); err != nil {
@@ -66,7 +73,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b := &Bus{
 		options:   o,
-		log:       &redisLog{client: client, prefix: o.prefix, sharded: o.sharded, heads: make(map[string]Position)},
+		log:       &redisLog{client: client, prefix: o.prefix, sharded: o.sharded, epochs: make(map[string]int64)},
 		logs:      burstLog{logger: o.logger},
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
@@ -110,6 +117,16 @@ func (b *Bus) spawn(f func()) {
 	b.wg.Go(f)
 }
 
+var errNotMade = errors.New("eventbus: the bus was not made by New")
+
+// made is nil unless this is the zero Bus.
+func (b *Bus) made() error {
+	if b.ctx == nil {
+		return errNotMade
+	}
+	return nil
+}
+
 // enter counts a publish or subscription in, unless the bus is ending.
 func (b *Bus) enter() bool {
 	b.mu.Lock()
@@ -147,6 +164,7 @@ func (b *Bus) drain() {
 	first := !b.drains
 	if first {
 		b.drains = true
+		b.leaving = b.admitted.open()
 		close(b.draining)
 		if b.inside == 0 {
 			close(b.empty)
@@ -169,6 +187,9 @@ func (b *Bus) drain() {
 // A [net/http.Server] waits for its open streams in its own Shutdown: shut the bus down
 // first.
 func (b *Bus) Shutdown(ctx context.Context) error {
+	if b.ctx == nil {
+		return nil
+	}
 	b.drain()
 	var err error
 	select {
@@ -195,6 +216,9 @@ const closeWait = time.Second
 // all goroutines of the bus have ended, or after 1s where Redis does not answer
 // them; the error is always nil. Closing again does nothing more.
 func (b *Bus) Close() error {
+	if b.ctx == nil {
+		return nil
+	}
 	b.drain()
 	b.mu.Lock()
 	first := !b.closed
@@ -225,6 +249,9 @@ func (b *Bus) Close() error {
 // The error is a [*ValidationError], the context's cause, [ErrClosed], or wraps
 // [ErrUnavailable].
 func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
+	if err := b.made(); err != nil {
+		return Cursor{}, err
+	}
 	sub := Subscription{Channels: channels}
 	if err := sub.check(&b.options); err != nil {
 		return Cursor{}, err
@@ -233,11 +260,12 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 		return Cursor{}, ErrClosed
 	}
 	defer b.leave()
-	names := make([]string, len(sub.Channels))
+	names, requests := make([]string, len(sub.Channels)), make([]readRequest, len(sub.Channels))
 	for i, c := range sub.Channels {
 		names[i] = b.log.name(c)
+		requests[i] = readRequest{name: names[i], kind: c.Kind()}
 	}
-	heads, err := b.heads(ctx, names)
+	heads, err := b.heads(ctx, requests)
 	if err != nil {
 		return Cursor{}, fmt.Errorf("eventbus: cursor: %w", err)
 	}
@@ -246,11 +274,7 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 }
 
 // heads asks Redis where logs end now.
-func (b *Bus) heads(ctx context.Context, names []string) ([]Position, error) {
-	requests := make([]readRequest, len(names))
-	for i, name := range names {
-		requests[i] = readRequest{name: name}
-	}
+func (b *Bus) heads(ctx context.Context, requests []readRequest) ([]Position, error) {
 	type answer struct {
 		pages []*logPage
 		errs  []error
@@ -262,12 +286,12 @@ func (b *Bus) heads(ctx context.Context, names []string) ([]Position, error) {
 	})
 	select {
 	case a := <-answers:
-		heads := make([]Position, len(names))
+		heads := make([]Position, len(requests))
 		for i, err := range a.errs {
 			if err != nil {
 				return nil, err
 			}
-			heads[i] = a.pages[i].head()
+			heads[i] = a.pages[i].last
 		}
 		return heads, nil
 	case <-ctx.Done():
@@ -282,6 +306,9 @@ func (b *Bus) heads(ctx context.Context, names []string) ([]Position, error) {
 // is [ErrClosed]. It answers at once, from what the bus has noticed within the time
 // of [WithFreshness].
 func (b *Bus) Health() error {
+	if err := b.made(); err != nil {
+		return err
+	}
 	if b.isDraining() {
 		return ErrClosed
 	}
@@ -301,7 +328,7 @@ type Stats struct {
 	Retries    int64 // calls to Redis that were made again to publish
 	Fills      int64 // reads of logs to fill or check tails
 	Gaps       int64 // gaps that subscriptions were told of
-	Unreadable int64 // messages and log entries that were skipped, being no events; an entry that is read again soon counts once
+	Unreadable int64 // messages and log entries that were skipped, being no events; an entry counts each time that it is read
 	Reconnects int64 // Pub/Sub connections that broke
 	Channels   int   // channels that are listened to, warm ones included
 	Active     int   // publishes and subscriptions under way
@@ -319,6 +346,9 @@ type Refused struct {
 
 // Stats returns the present numbers.
 func (b *Bus) Stats() Stats {
+	if b.ctx == nil {
+		return Stats{}
+	}
 	s := Stats{
 		Published:  b.stats.published.Load(),
 		Retries:    b.stats.retries.Load(),

@@ -212,9 +212,11 @@ func TestPublishThatComesLateIsNotAppendedAgain(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
 	var failed *eventbus.PublishError
-	require.ErrorAs(t, late.Publish(short, ev, channels[1]), &failed)
+	again := eventbus.PublishOptions{Channels: channels[1:], Idempotent: true}
+	_, err := late.PublishWith(short, ev, again)
+	require.ErrorAs(t, err, &failed)
 	require.Equal(t, channels, failed.Unknown)
-	_, err := other.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels[1:], Idempotent: true})
+	_, err = other.PublishWith(ctx, ev, again)
 	require.NoError(t, err)
 	calls := commandCalls(t, rdb, "evalsha")
 	p.Thaw()
@@ -237,14 +239,16 @@ func TestIdempotentThroughAnotherProcess(t *testing.T) {
 		ev := message(t, project, fmt.Sprint(i))
 		ctx, cancel := context.WithCancel(context.Background())
 		p.SetOnReply(func(asked, _ []byte) bool {
-			if bytes.Contains(asked, []byte(project.String())) {
+			if bytes.Contains(asked, []byte(ev.ID)) {
 				cancel()
 				return false
 			}
 			return true
 		})
-		require.ErrorIs(t, here.Publish(ctx, ev, agent), context.Canceled)
-		receipt, err := there.PublishWith(deadline(t), ev, eventbus.PublishOptions{Channels: []eventbus.Channel{agent}, Idempotent: true})
+		opts := eventbus.PublishOptions{Channels: []eventbus.Channel{agent}, Idempotent: true}
+		_, err := here.PublishWith(ctx, ev, opts)
+		require.ErrorIs(t, err, context.Canceled)
+		receipt, err := there.PublishWith(deadline(t), ev, opts)
 		require.NoError(t, err)
 		require.True(t, receipt.Repeated)
 	}
@@ -498,21 +502,27 @@ func TestLostLogIsOneGap(t *testing.T) {
 	}
 }
 
-// TestLogThatExpiresInItsTimeIsNoGap: a quiet channel whose log is dropped after its
-// retention has lost nothing that a live reader has not seen.
-func TestLogThatExpiresInItsTimeIsNoGap(t *testing.T) {
+// TestLogOfAQuietStreamLivesOn: whoever listens keeps a log alive. When nobody does any more, it goes
+// in its time.
+func TestLogOfAQuietStreamLivesOn(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
-		bus := newBus(t, rdb, eventbus.WithRetention(eventbus.Retention{Events: 100, Age: 300 * time.Millisecond}),
-			eventbus.WithFreshness(200*time.Millisecond))
+		const age = 300 * time.Millisecond
+		bus := newBus(t, rdb, eventbus.WithRetention(eventbus.Retention{Events: 100, Age: age}), eventbus.WithFreshness(age))
 		project := uuid.New()
 		channel := eventbus.ProjectChannel(project)
 		f := follow(t, bus, now(t, bus, channel))
 		for i := range 3 {
 			require.NoError(t, bus.Publish(deadline(t), message(t, project, fmt.Sprint(i))))
 			f.count(i + 1)
-			require.Eventually(t, func() bool { return rdb.Exists(deadline(t), logKey(channel)).Val() == 0 }, time.Minute, 5*time.Millisecond)
+			for range 3 { // which take more than an age
+				quietly(t, bus)
+			}
 		}
 		f.exactly(countTo(0, 3), 0)
+		require.EqualValues(t, 3, rdb.XLen(deadline(t), logKey(channel)).Val())
+		f.end()
+		require.Eventually(t, func() bool { return bus.Stats().Channels == 0 }, 2*time.Minute, 100*time.Millisecond)
+		require.Eventually(t, func() bool { return rdb.Exists(deadline(t), logKey(channel)).Val() == 0 }, time.Minute, 5*time.Millisecond)
 	})
 }
 
@@ -539,23 +549,26 @@ func TestForeignEventsAreHeardLive(t *testing.T) {
 	})
 }
 
-// TestRelayedEventIsNoConfusion sends an event, cursor and all, on a channel whose
-// log does not have it, as a program would that passes on what it has heard.
-func TestRelayedEventIsNoConfusion(t *testing.T) {
+// TestForgedPositionIsNoConfusion sends an event on a channel whose log does not have its position, as
+// a program would that passes on what it has heard elsewhere. It is counted and skipped.
+func TestForgedPositionIsNoConfusion(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
-		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
-		channel := eventbus.ProjectChannel(project)
-		f := follow(t, bus, now(t, bus, channel))
-		require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
-		f.count(1)
-		raw, err := message(t, project, "1").MarshalJSON()
-		require.NoError(t, err)
-		relayed := string(raw[:len(raw)-1]) + `,"cursor":"1700000000000-7"}`
-		require.NoError(t, rdb.Publish(ctx, channel.String(), relayed).Err())
-		f.count(2)
-		require.NoError(t, bus.Publish(ctx, message(t, project, "2")))
-		f.count(3)
-		f.exactly(countTo(0, 3), 0)
+		for _, at := range []string{"1700000000000-7", "1700000000000-1", fmt.Sprint(time.Now().Add(time.Hour).UnixMilli(), "-1")} {
+			bus, ctx, project := newBus(t, rdb, fresh), deadline(t), uuid.New()
+			channel := eventbus.ProjectChannel(project)
+			f := follow(t, bus, now(t, bus, channel))
+			require.NoError(t, bus.Publish(ctx, message(t, project, "0")))
+			f.count(1)
+			raw, err := message(t, project, "1").MarshalJSON()
+			require.NoError(t, err)
+			forged := string(raw[:len(raw)-1]) + `,"cursor":"` + at + `"}`
+			require.NoError(t, rdb.Publish(ctx, channel.String(), forged).Err())
+			require.Eventually(t, func() bool { return bus.Stats().Unreadable == 1 }, time.Minute, time.Millisecond)
+			require.NoError(t, bus.Publish(ctx, message(t, project, "2")))
+			f.count(2)
+			f.exactly([]string{"0", "2"}, 0)
+			require.NoError(t, bus.Health())
+		}
 	})
 }
 
@@ -709,7 +722,7 @@ func TestHerdCostsRedisLittle(t *testing.T) {
 	readers.Wait()
 	scripts := commandCalls(t, rdb, "evalsha") + commandCalls(t, rdb, "eval")
 	t.Logf("%d clients resumed from %d places: %d script calls, %d XRANGE", n, events-1, scripts, commandCalls(t, rdb, "xrange"))
-	require.Less(t, commandCalls(t, rdb, "xrange"), 150)
+	require.Less(t, commandCalls(t, rdb, "xrange"), 250)
 	require.Less(t, scripts, 40)
 }
 

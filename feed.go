@@ -64,10 +64,9 @@ func (f *feed) acquire(c Channel) *tail {
 	defer f.mu.Unlock()
 	t := f.tail[name]
 	if t == nil {
-		t = newTail(c, name, f.bus.options.keep(c.Kind()).Age, f.bus.unreadable, f.bus.spawn)
+		t = newTail(c, name, f.bus.unreadable, f.bus.spawn)
 		t.pages.taken = &f.bus.pageBytes
 		t.pages.read = func(r readRequest, done func(*logPage, error)) {
-			r.small = r.small && r.count*f.bus.options.maxEventSize <= worstBytes
 			f.bus.spawn(func() { done(f.log.read(f.bus.ctx, r)) })
 		}
 		f.tail[name] = t

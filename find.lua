@@ -1,16 +1,22 @@
--- Searches a log for an event, from the newest entry back.
+-- Searches a log for an event, from the newest entry back, until so many entries or bytes.
 --
--- KEYS  [1] the log
+-- KEYS  [1] the log  [2] its hash
 -- ARGV  [1] id of the event  [2] position to begin at, '+': the newest
---       [3] the most entries to look at
+--       [3] the most entries to look at  [4] the most bytes
 -- reply [1] position of the event, '' when it was not found
---       [2] position to go on from, '' when the log ended
-local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- on a replica, as in read.lua
-if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
-local want = '{"id":"' .. ARGV[1] .. '"'
-local page = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3])
-for _, entry in ipairs(page) do
-  if string.sub(entry[2][2] or '', 1, #want) == want then return {entry[1], ''} end
+--       [2] position to go on from, '' when the log ended  [3] bytes that were looked at
+local no = readonly(KEYS[2])
+if no then return no end
+local want, from, bytes = '{"id":"' .. ARGV[1] .. '"', ARGV[2], 0
+for _ = 1, tonumber(ARGV[3]), 8 do
+  local page = redis.call('XREVRANGE', KEYS[1], from, '-', 'COUNT', 8)
+  for _, entry in ipairs(page) do
+    local event = entry[2][2] or ''
+    bytes = bytes + #event
+    if string.sub(event, 1, #want) == want then return {entry[1], '', bytes} end
+  end
+  if #page < 8 then return {'', '', bytes} end
+  from = '(' .. page[#page][1]
+  if bytes > tonumber(ARGV[4]) then break end
 end
-if #page < tonumber(ARGV[3]) then return {'', ''} end
-return {'', '(' .. page[#page][1]}
+return {'', from, bytes}

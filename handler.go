@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -28,11 +29,14 @@ var (
 
 // Handler serves event streams. For each request, authorize decides what may be
 // read: it returns a subscription with the channels, or refuses with
-// [ErrUnauthorized], [ErrForbidden], [ErrNotFound] or [ErrGone]; a
-// [*ValidationError], for a request that makes no sense, is answered with 400. It
-// runs on the request's goroutine, and is asked again with the same request at
-// every keepalive and at Subscription.ValidUntil: when it then refuses, or returns
-// other channels or another identity, the stream ends. [Bus.Revoke] ends it at once. Any other error is taken to be temporary.
+// [ErrUnauthorized], [ErrForbidden], [ErrNotFound] or [ErrGone]; [http.ErrNoCookie] counts as
+// ErrUnauthorized, and a [*ValidationError], for a request that makes no sense, is answered with
+// 400. Any other error is taken to be temporary: the client is told to come back. No channels and
+// no error is a mistake of the program: status 500, and a log line.
+//
+// authorize runs on the request's goroutine. It is asked again with the same request at
+// every keepalive, at Subscription.ValidUntil, and when a [Bus.Revoke] came in between: when it then
+// refuses, or returns other channels, types or another identity, the stream ends.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 //		user, err := session(r)
@@ -48,76 +52,150 @@ var (
 // with Retry-After. A client that does not read is cut by a deadline on each write
 // (see [WithWriteTimeout]), which also replaces the server's WriteTimeout.
 //
-// A ResponseWriter that cannot flush, usually because a middleware hides it, is an
-// error 500 at once. With a nil authorize every request gets 403.
+// A ResponseWriter that cannot flush, or cannot set deadlines, is an error 500 at once, and a log
+// line: usually a middleware hides the server's own. A request with a body is answered with 400.
+// With a nil authorize every request gets 403.
 func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error)) http.Handler {
 	if authorize == nil {
 		authorize = func(*http.Request) (Subscription, error) { return Subscription{}, ErrForbidden }
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.serve(w, r, authorize) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if b.ctx == nil {
+			problem(w, http.StatusInternalServerError, errNotMade.Error(), nil)
+			return
+		}
+		(&request{bus: b, w: w, r: r, control: http.NewResponseController(w), authorize: authorize}).serve()
+	})
 }
 
 // openTimeout is how long a request may wait for its channels to be listened to.
 const openTimeout = 5 * time.Second
 
-func (b *Bus) serve(w http.ResponseWriter, r *http.Request, authorize func(*http.Request) (Subscription, error)) {
-	if r.Method != http.MethodGet {
-		w.Header().Set("Allow", http.MethodGet)
-		problem(w, http.StatusMethodNotAllowed, "an event stream is read with GET", nil)
+// A request is one that is to be answered with a stream.
+type request struct {
+	bus       *Bus
+	w         http.ResponseWriter
+	r         *http.Request
+	control   *http.ResponseController
+	authorize func(*http.Request) (Subscription, error)
+	sub       Subscription // as authorize has returned it first
+}
+
+func (q *request) serve() {
+	if !q.sound() {
 		return
 	}
-	if !canFlush(w) {
-		b.warn("a middleware hides http.Flusher: give its ResponseWriter an Unwrap method", http.ErrNotSupported)
-		problem(w, http.StatusInternalServerError, "the server cannot stream here", nil)
+	b, revocations := q.bus, q.bus.revocations()
+	sub, err := q.authorize(q.r)
+	if err == nil && len(sub.Channels) == 0 {
+		b.warn("authorize returned neither channels nor an error", errNoChannels)
+		problem(q.w, http.StatusInternalServerError, "the server does not know what to stream here", nil)
 		return
 	}
-	if size := requestSize(r); size > b.options.maxRequestSize {
-		b.stats.refusedRequestSize.Add(1)
-		b.refuse(w, r, &LimitError{Limit: LimitRequestSize, Max: b.options.maxRequestSize})
-		return
-	}
-	sub, err := authorize(r)
 	if err != nil {
-		b.refuse(w, r, err)
+		q.refuse(authorizeError(err))
 		return
 	}
-	if id := lastEventID(r); id != "" {
+	q.sub = sub
+	if id := lastEventID(q.r); id != "" {
 		sub.LastEventID = id
 	}
-	ctx, cancel := context.WithTimeoutCause(r.Context(), openTimeout, ErrUnavailable)
+	ctx, cancel := context.WithTimeoutCause(q.r.Context(), openTimeout, ErrUnavailable)
 	reader, err := b.open(ctx, sub)
 	cancel()
 	if err != nil {
-		b.refuse(w, r, err)
+		q.refuse(err)
 		return
 	}
 	defer reader.close()
-
-	channels := distinct(sub.Channels)
-	s := stream{bus: b, reader: reader, ctx: r.Context(), until: sub.ValidUntil}
-	s.check = func() (time.Time, bool) {
-		again, err := authorize(r)
-		if err != nil && !refusal(err) {
-			b.warn("authorize failed; calling it again", err)
-			return time.Now().Add(b.options.keepalive), true
+	s := stream{bus: b, reader: reader, ctx: q.r.Context(), until: sub.ValidUntil, check: q.check}
+	if b.revocations() != revocations {
+		// One that came between authorize and open has not found this reader.
+		if s.until, err = q.askAgain(); err != nil {
+			q.refuse(err)
+			return
 		}
-		return again.ValidUntil, err == nil && again.Identity == sub.Identity && sameChannels(channels, again.Channels)
 	}
-	streamHeader(w.Header())
-	out := deadlines{control: http.NewResponseController(w), timeout: b.options.writeTimeout, idle: r.ProtoMajor == 1}
+	q.stream(&s)
+}
+
+// sound answers requests that could not be served, whoever sends them.
+func (q *request) sound() bool {
+	b := q.bus
+	switch size := requestSize(q.r); {
+	case q.r.Method != http.MethodGet:
+		q.w.Header().Set("Allow", http.MethodGet)
+		problem(q.w, http.StatusMethodNotAllowed, "an event stream is read with GET", nil)
+	case q.r.ContentLength != 0:
+		// The server would read it before the first byte of the answer, and wait for it in vain.
+		_ = q.control.EnableFullDuplex()
+		_ = q.control.SetReadDeadline(time.Now())
+		problem(q.w, http.StatusBadRequest, "a request for an event stream has no body", nil)
+	case !canStream(q.w):
+		b.warn("a stream needs a ResponseWriter that can flush and set deadlines: a middleware hides the server's; "+
+			"give its ResponseWriter an Unwrap method, or leave it out for this route", http.ErrNotSupported)
+		problem(q.w, http.StatusInternalServerError, "the server cannot stream here", nil)
+	case size > b.options.maxRequestSize:
+		b.stats.refusedRequestSize.Add(1)
+		q.refuse(&LimitError{Limit: LimitRequestSize, Max: b.options.maxRequestSize})
+	default:
+		return true
+	}
+	return false
+}
+
+// check asks again whether the client may still read the same. A failure is no answer.
+func (q *request) check() (until time.Time, ok bool) {
+	until, err := q.askAgain()
+	if err != nil && err != errChanged && !refusal(err) {
+		q.bus.warn("authorize failed; calling it again", err)
+		return time.Now().Add(q.bus.options.keepalive), true
+	}
+	return until, err == nil
+}
+
+var errChanged = errors.New("authorize has returned another subscription")
+
+// askAgain gives the time at which authorize is to be asked next, or why the client may not read.
+func (q *request) askAgain() (until time.Time, err error) {
+	again, err := q.authorize(q.r)
+	if err == nil && (again.Identity != q.sub.Identity || !slices.Equal(again.Types, q.sub.Types) ||
+		!sameChannels(distinct(q.sub.Channels), again.Channels)) {
+		err = errChanged
+	}
+	return again.ValidUntil, authorizeError(err)
+}
+
+// stream writes the frames.
+func (q *request) stream(s *stream) {
+	streamHeader(q.w.Header())
+	out := deadlines{control: q.control, timeout: q.bus.options.writeTimeout, idle: q.r.ProtoMajor == 1}
 	defer out.clear()
 	for frame := range s.frames {
 		out.set()
-		if _, err := w.Write(frame); err != nil {
+		if _, err := q.w.Write(frame); err != nil {
 			return
 		}
-		if err := out.control.Flush(); err != nil {
+		if err := q.control.Flush(); err != nil {
 			return
 		}
 		if !out.idle {
 			out.clear()
 		}
 	}
+}
+
+var errNoChannels = errors.New("return one of ErrUnauthorized, ErrForbidden, ErrNotFound and ErrGone to refuse")
+
+// authorizeError is what an error of authorize means.
+func authorizeError(err error) error {
+	if errors.Is(err, http.ErrNoCookie) {
+		return ErrUnauthorized
+	}
+	if err != nil && err != errChanged && !refusal(err) {
+		return fmt.Errorf("authorize: %w (to refuse for good, wrap ErrUnauthorized, ErrForbidden, ErrNotFound or ErrGone)", err)
+	}
+	return err
 }
 
 // The deadlines of writes cut a client that does not read. Not every ResponseWriter has
@@ -171,18 +249,22 @@ func streamHeader(h http.Header) {
 	h.Set("X-Accel-Buffering", "no")
 }
 
-// canFlush tells whether w, or a writer that it wraps, can flush.
-func canFlush(w http.ResponseWriter) bool {
+// canStream reports whether the innermost of the writers that w wraps can flush and set deadlines.
+// Those around it may have a Flush that fails, or panics, where that cannot.
+func canStream(w http.ResponseWriter) bool {
 	for {
-		switch t := w.(type) {
-		case http.Flusher, interface{ FlushError() error }:
-			return true
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = t.Unwrap()
-		default:
-			return false
+		t, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
 		}
+		w = t.Unwrap()
 	}
+	_, deadlines := w.(interface{ SetWriteDeadline(time.Time) error })
+	switch w.(type) {
+	case http.Flusher, interface{ FlushError() error }:
+		return deadlines
+	}
+	return false
 }
 
 // statuses are the answers that end an EventSource for good.
@@ -211,52 +293,56 @@ func refusal(err error) bool {
 }
 
 // refuse answers a request that gets no stream.
-func (b *Bus) refuse(w http.ResponseWriter, r *http.Request, err error) {
+func (q *request) refuse(err error) {
 	var bad *ValidationError
-	if errors.As(err, &bad) {
-		problem(w, http.StatusBadRequest, bad.Error(), bad.Fields)
-		return
-	}
-	for _, s := range statuses {
-		if errors.Is(err, s.err) {
-			if s.status == http.StatusNoContent {
-				w.WriteHeader(s.status)
+	var limit *LimitError
+	switch errors.As(err, &limit); {
+	case errors.As(err, &bad):
+		problem(q.w, http.StatusBadRequest, bad.Error(), bad.Fields)
+	case refusal(err):
+		for _, s := range statuses {
+			if errors.Is(err, s.err) && s.status == http.StatusNoContent {
+				q.w.WriteHeader(s.status)
+				return
+			} else if errors.Is(err, s.err) {
+				problem(q.w, s.status, http.StatusText(s.status), nil)
 				return
 			}
-			problem(w, s.status, http.StatusText(s.status), nil)
-			return
 		}
+	case limit != nil && limit.Limit == LimitRequestSize:
+		problem(q.w, http.StatusRequestHeaderFieldsTooLarge, limit.Error(), nil)
+	case q.r.Context().Err() != nil: // nobody is there any more
+	default:
+		if !errors.Is(err, ErrClosed) {
+			q.bus.warn("a stream was refused for now", err)
+		}
+		q.refuseSoftly(limit)
 	}
-	var limit *LimitError
-	if errors.As(err, &limit) && limit.Limit == LimitRequestSize {
-		problem(w, http.StatusRequestHeaderFieldsTooLarge, limit.Error(), nil)
-		return
-	}
-	if r.Context().Err() != nil {
-		return // nobody is there any more
-	}
-	if !errors.Is(err, ErrClosed) {
-		b.warn("a stream was refused for now", err)
-	}
-	retry := b.options.retry
-	if !strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/event-stream") {
-		seconds := int64((retry + time.Second - 1) / time.Second)
-		w.Header().Set("Retry-After", strconv.FormatInt(seconds, 10))
+}
+
+// softly is how many times longer than the clients of a broken stream those wait that got none.
+const softly = 8
+
+// refuseSoftly tells the client to come back.
+func (q *request) refuseSoftly(limit *LimitError) {
+	least := softly * q.bus.options.retry
+	if !strings.Contains(strings.Join(q.r.Header.Values("Accept"), ","), "text/event-stream") {
+		q.w.Header().Set("Retry-After", strconv.FormatInt(int64((least+time.Second-1)/time.Second), 10))
 		if limit != nil && limit.Limit == LimitPerIdentity {
-			problem(w, http.StatusTooManyRequests, limit.Error(), nil)
+			problem(q.w, http.StatusTooManyRequests, limit.Error(), nil)
 			return
 		}
-		problem(w, http.StatusServiceUnavailable, "the event bus cannot serve now", nil)
+		problem(q.w, http.StatusServiceUnavailable, "the event bus cannot serve now", nil)
 		return
 	}
-	streamHeader(w.Header())
+	streamHeader(q.w.Header())
 	// The blank line makes the client take the last event id of this connection for
 	// its own: it gets that back.
-	answer := appendRetry(nil, retry, 4*retry)
-	if id := lastEventID(r); id != "" {
+	answer := appendRetry(nil, least, 2*least)
+	if id := lastEventID(q.r); id != "" {
 		answer = append(answer, "id: "+id+"\n"...)
 	}
-	_, _ = w.Write(append(answer, '\n')) // the client may have gone
+	_, _ = q.w.Write(append(answer, '\n')) // the client may have gone
 }
 
 // lastEventID gives what the client has seen last: from the header, which counts, or

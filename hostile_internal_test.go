@@ -1,56 +1,44 @@
 package eventbus
 
 import (
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// replyOf makes what a script could answer: texts, and where odd says so, something
-// that no script of ours gives.
-func replyOf(texts []string, odd uint8) any {
-	parts := make([]any, len(texts))
-	for i, text := range texts {
-		parts[i] = text
-	}
-	if len(parts) > 2 && odd < 0x80 {
-		parts[2] = int64(len(texts[2])) * 1000
-	}
-	switch odd % 8 {
-	case 1:
-		return texts
-	case 2:
-		return parts[:int(odd/8)%(len(parts)+1)]
-	case 3:
-		parts[int(odd/8)%len(parts)] = nil
-	case 4:
-		parts[int(odd/8)%len(parts)] = int64(odd)
-	case 5:
-		parts[int(odd/8)%len(parts)] = []any{}
-	}
-	return parts
-}
-
 // Whatever Redis answers to a read, it is refused, or is a page that every reader can
 // go on in: at a place that does not move again.
 func FuzzParsePage(f *testing.F) {
-	const entry = `{"id":"550e8400-e29b-41d4-a716-446655440000","type":"a.b"}`
-	f.Add("200000", "100000-3", "", "100000-1", "x", "100000-2", entry, "", "100000-3", "garbage", "project:x@1-1 y", int64(100000), int64(2), uint8(0))
-	f.Add("200000", "", "", "", "", "", "", "", "", "", "", int64(0), int64(0), uint8(2+8*5))
-	f.Add("200000", "300000-0", "", "", "", "300000-0", `{"id":"`, "@", "300000-0", "", "@@ @", int64(300000), int64(-1), uint8(0))
-	f.Add("-1", "281474976710655-9007199254740991", "", "281474976710655-9007199254740991", "\xff", "281474976710655-9007199254740991", "", "", "1-1", "", "", int64(maxEpoch), int64(maxSeq), uint8(0x80))
-	f.Add("9223372036854775807", "5-5", "", "5-9", "", "5-9", "", "", "5-1", "", "", int64(5), int64(3), uint8(3))
-	f.Fuzz(func(t *testing.T, now, last, ttl, first, id, at1, event1, also1, at2, event2, also2 string, epoch, seq int64, odd uint8) {
-		texts := []string{now, last, ttl, first, id, "1 " + id + "\n2", ttl, at1, event1, also1, at2, event2, also2}
+	const event = `{"id":"550e8400-e29b-41d4-a716-446655440000","type":"a.b"}`
+	f.Add("100000-3", "100000-1", "x", "100000-2", event, "", "100000-3", "garbage", "project:x@1-1 y", int64(100000), int64(2), uint8(0))
+	f.Add("100000-0", "", "", "", "", "", "", "", "", int64(0), int64(0), uint8(1))
+	f.Add("300000-0", "", "", "300000-0", `{"id":"`, "@", "300000-0", "", "@@ @", int64(300000), int64(1), uint8(0))
+	f.Add("281474976710655-9007199254740991", "281474976710655-9007199254740991", "\xff", "281474976710655-9007199254740991", "", "", "1-1", "", "", int64(maxEpoch), int64(maxSeq), uint8(2))
+	f.Add("5-5", "5-9", "", "5-9", "", "", "5-1", "", "", int64(5), int64(3), uint8(3))
+	f.Fuzz(func(t *testing.T, last, first, id, at1, event1, also1, at2, event2, also2 string, epoch, seq int64, odd uint8) {
+		entry := func(at, event, also string) any { return []any{at, []any{"event", event, "also", also}} }
+		reply := []any{last, first, id, []any{entry(at1, event1, also1), entry(at2, event2, also2)}}
+		switch n := int(odd/8) % len(reply); odd % 8 { // what no script of ours gives
+		case 1:
+			reply = reply[:n]
+		case 2:
+			reply[n] = nil
+		case 3:
+			reply[n] = int64(odd)
+		case 4:
+			reply[3] = []any{[]any{at1, event1}, []any{at2}, at2}
+		case 5:
+			reply[3] = []any{[]any{at1, []any{"event"}}, []any{at2, []any{int64(1), event2}}}
+		}
 		asked := Position{epoch: epoch, seq: seq}
-		page, err := parsePage(asked, replyOf(texts, odd))
+		page, err := parsePage(asked, reply)
 		if err != nil {
 			require.Nil(t, page)
 			return
 		}
 		require.LessOrEqual(t, len(page.entries), 2)
-		known := []Position{{}, unknown, asked, page.head(), page.origin(), page.last, page.first, {epoch: page.now, seq: noLog}}
+		known := []Position{{}, unknown, asked, page.origin(), page.last, page.first}
 		for _, e := range page.entries {
 			require.True(t, e.pos.epoch > 0 && e.pos.epoch <= maxEpoch && e.pos.seq >= 0 && e.pos.seq <= maxSeq && e.pos.mark != 0, "%+v", e.pos)
 			known = append(known, e.pos)
@@ -67,14 +55,14 @@ func FuzzParsePage(f *testing.F) {
 			log = log && (e.pos.seq != page.last.seq || e.pos.same(page.last))
 		}
 		for _, pos := range known {
-			start, _ := page.resume(pos, time.Hour)
+			start, _ := page.resume(pos)
 			page.after(start)
 			if !log || start.IsZero() {
 				continue
 			}
-			again, gap := page.resume(start, 0)
+			again, gap := page.resume(start)
 			if gap != "" { // behind a hole, there may be another one
-				again, gap = page.resume(again, 0)
+				again, gap = page.resume(again)
 				require.Empty(t, gap)
 			}
 			require.GreaterOrEqual(t, again.seq, start.seq)
@@ -82,7 +70,7 @@ func FuzzParsePage(f *testing.F) {
 		// A tail that is filled with it, and a page of it, hold up too.
 		var bad int
 		c := ProjectChannel([16]byte{1})
-		tl := newTail(c, c.String(), time.Hour, func(error) { bad++ }, nil)
+		tl := newTail(c, c.String(), func(error) { bad++ }, nil)
 		for range 3 {
 			tl.fill(tl.want(), page, true)
 		}
@@ -98,7 +86,7 @@ type page_ struct {
 }
 
 func (p *page_) check(t *testing.T) {
-	s := p.tail.encode(p.logPage)
+	s, _ := encode(p.tail.key, p.logPage)
 	require.LessOrEqual(t, len(s.entries), len(p.entries))
 	for _, e := range p.entries {
 		v, ok := (&page{logPage: p.logPage, segment: s}).from(e.pos)
@@ -115,36 +103,32 @@ func FuzzParseAppended(f *testing.F) {
 		f.Add(reply, "", uint8(6))
 	}
 	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
-		only := odd%8 >= 4
-		records := []*record{{id: id, only: only}, {id: id + "2", only: only}}
-		results := make([]appended, len(records))
+		records := []*record{{}, {}}
+		c := logCall{records: records, marks: []uint16{fingerprint(id), fingerprint(id + "2")}}
 		var any any = reply
-		understood := reply != ""
-		switch odd % 4 {
-		case 1:
-			any, understood = []byte(reply), false
-		case 2:
-			any = []interface{}{reply, reply}
-		case 3:
-			any, understood = []interface{}{reply}, false
+		if odd%2 == 1 {
+			any = []byte(reply)
 		}
-		parseGroup(any, group{records: []int{0, 1}}, records, results)
-		for n, a := range results {
-			if a.err == nil && a.pos.IsZero() {
-				require.True(t, only && reply == "-")
+		c.settle(any)
+		lines := strings.Split(reply, "\n")
+		for n, r := range records {
+			if odd%2 == 1 || len(lines) == 1 && !strings.HasPrefix(reply, "+") || len(lines) > 2 {
+				require.Error(t, r.err)
+				require.False(t, r.sure)
 				continue
 			}
-			if a.err == nil {
-				require.Contains(t, "+=", reply[:1])
-				require.Equal(t, reply[:1] == "=", a.again)
-				require.Equal(t, fingerprint(records[n].id), a.pos.mark)
-				require.Positive(t, a.pos.epoch)
+			line := lines[n%len(lines)]
+			if r.err == nil {
+				require.Contains(t, "+=", line[:1])
+				require.Equal(t, line[:1] == "=", r.again)
+				require.Equal(t, c.marks[n], r.pos.mark)
+				require.Positive(t, r.pos.epoch)
 				continue
 			}
-			require.Equal(t, understood && reply[0] == '!', a.sure, "only a refusal is certain")
+			require.Equal(t, line != "" && line[0] == '!', r.sure, "only a refusal is certain")
 		}
-		if odd%8 == 0 && results[0].err == nil {
-			require.Equal(t, results[0].pos.seq+1, results[1].pos.seq, "they follow one another")
+		if len(lines) == 1 && records[0].err == nil {
+			require.Equal(t, records[0].pos.seq+1, records[1].pos.seq, "they follow one another")
 		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,17 +31,13 @@ type link struct {
 	changed chan struct{}         // unsent has something
 	heard   atomic.Int64          // when a connection last brought anything, UnixNano
 	failing atomic.Pointer[error] // why there is no session
-
-	// When the last ping was sent, and the one before it, UnixNano.
-	pinged, pingedBefore atomic.Int64
-
-	prior []note // where the event that came last has come on; used by receive alone
+	breaks  chan error            // what ends the session from outside
 }
 
 const subscribeBatch = 512
 
 func newLink(f *feed, node string) *link {
-	l := &link{feed: f, node: node, changed: make(chan struct{}, 1)}
+	l := &link{feed: f, node: node, changed: make(chan struct{}, 1), breaks: make(chan error, 1)}
 	l.heard.Store(time.Now().UnixNano())
 	return l
 }
@@ -119,6 +114,10 @@ func (l *link) session(ctx context.Context) error {
 	client := l.client
 	f.mu.Unlock()
 	signal(l.changed)
+	select {
+	case <-l.breaks: // it was about the session before
+	default:
+	}
 
 	pubsub := f.log.pubSub(ctx, client)
 	broke := make(chan error, 1)
@@ -138,13 +137,13 @@ func (l *link) session(ctx context.Context) error {
 	ping := time.NewTicker(freshness / 5)
 	defer ping.Stop()
 	began := time.Now()
-	l.pinged.Store(0)
-	l.pingedBefore.Store(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-broke:
+			return err
+		case err := <-l.breaks:
 			return err
 		case <-l.changed:
 			if err := l.subscribe(ctx, pubsub); err != nil {
@@ -154,7 +153,6 @@ func (l *link) session(ctx context.Context) error {
 			if min(l.silence(), now.Sub(began)) > freshness/2 {
 				return errSilent
 			}
-			l.pingedBefore.Store(l.pinged.Swap(now.UnixNano()))
 			if err := pubsub.Ping(ctx); err != nil {
 				return err
 			}
@@ -225,27 +223,16 @@ func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
 					return fmt.Errorf("%w: %s", errMoved, m.Channel)
 				}
 			}
-		case *redis.Pong:
-			if before := l.pingedBefore.Load(); before != 0 && l.deaf(time.Unix(0, before)) {
-				return errDeaf
-			}
 		}
 	}
 }
 
-// deaf tells whether some tail got from its log what should have come here since.
-// An answer to a ping comes behind all that was published before it; the ping
-// before that one counts, since the nodes of a cluster take a moment.
-func (l *link) deaf(since time.Time) bool {
-	f := l.feed
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	for name := range l.confirmed {
-		if t := f.tail[name]; t != nil && t.overdue(since) {
-			return true
-		}
+// end makes the session end for this reason.
+func (l *link) end(err error) {
+	select {
+	case l.breaks <- err:
+	default: // it is about to
 	}
-	return false
 }
 
 // confirm notes that the channel is listened to from here on; what came before
@@ -282,31 +269,6 @@ func (l *link) question() {
 	}
 }
 
-// A note says that an event is in the log of a channel. Messages of one event on
-// several channels come one behind the other, as one script has published them: so
-// the link knows of an event what its log entries have in writing. A message that says
-// that there is more to it (see notesMore) is but a doorbell, and the log is read.
-type note struct {
-	id   string
-	name string
-	pos  Position
-}
-
-// notes gives what is known of an event that now comes on a channel.
-func (l *link) notes(ev *Event, name string) string {
-	also := ""
-	again := slices.ContainsFunc(l.prior, func(n note) bool { return n.name == name })
-	if len(l.prior) > 0 && l.prior[0].id == ev.ID && !again {
-		for _, n := range l.prior {
-			also += " " + n.name + "@" + n.pos.String()
-		}
-	} else {
-		l.prior = l.prior[:0]
-	}
-	l.prior = append(l.prior, note{ev.ID, name, ev.Position})
-	return also
-}
-
 // deliver offers a message to its tail.
 func (l *link) deliver(name, payload string) {
 	f := l.feed
@@ -316,36 +278,15 @@ func (l *link) deliver(name, payload string) {
 	if t == nil {
 		return // it was unsubscribed meanwhile
 	}
-	ev, err := decode([]byte(payload))
-	if err == nil && ev.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
+	a, err := decodeArrival([]byte(payload))
+	if err == nil && a.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
 		err = fmt.Errorf("message of %d bytes: %w", len(payload), ErrTooLarge)
 	}
 	if err != nil {
 		f.bus.unreadable(err)
 		return
 	}
-	also, noted := "", !notesMore(payload)
-	if !ev.Position.IsZero() && !f.log.perChannel {
-		also = l.notes(&ev, name)
-		noted = noted && (also != "" || !f.listensElsewhere(&ev, name))
-	}
-	if !t.offer(ev, also, noted, f.log.began(name, &ev)) {
+	if !t.offer(a) {
 		f.want(true, t)
 	}
-}
-
-// notesMore tells whether the entry of a message notes what the messages before it do not
-// tell. append.lua says so with a blank that JSON has no meaning for.
-func notesMore(payload string) bool {
-	i := strings.LastIndex(payload, `"cursor":"`)
-	return i > 0 && payload[i-1] == ' '
-}
-
-// listensElsewhere tells whether an event that came on this channel was to come on its
-// project's before: the subscription to that one may still be on its way.
-func (f *feed) listensElsewhere(ev *Event, name string) bool {
-	project := f.log.name(ProjectChannel(ev.ProjectID))
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	return project != name && f.tail[project] != nil
 }

@@ -80,7 +80,8 @@ func (f *feed) mend(ctx context.Context) {
 			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 })...)
 		case <-compare.C:
 			// What a connection that looks alive has not brought is in the logs.
-			f.want(false, f.tails(func(t *tail) bool { return t.readers > 0 })...)
+			// So that their logs live on, this takes in tails that only stay warm.
+			f.want(false, f.tails(func(*tail) bool { return true })...)
 		case d := <-done:
 			d.queue.busy = false
 			if failed = append(failed, d.failed...); len(failed) == 0 {
@@ -152,6 +153,7 @@ func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
 	for i, t := range tails {
 		if errs[i] != nil {
 			f.bus.warn("filling from a log failed; trying again", errs[i])
+			t.unfilled()
 			failed = append(failed, t)
 			continue
 		}
@@ -159,6 +161,9 @@ func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
 		listens := listened[i].number != 0 && f.confirmation(t) == listened[i]
 		if !t.fill(requests[i], pages[i], listens) && listens {
 			f.want(true, t)
+		}
+		if listens && t.deaf() {
+			listened[i].link.end(errDeaf)
 		}
 	}
 	return failed

@@ -22,6 +22,8 @@ type options struct {
 	maxPerIdentity int
 	maxRequestSize int
 
+	publishTimeout time.Duration
+
 	keepalive    time.Duration
 	writeTimeout time.Duration
 	retry        time.Duration
@@ -41,9 +43,11 @@ func defaults() options {
 		maxPerIdentity: 100,
 		maxRequestSize: 16 << 10,
 
+		publishTimeout: 5 * time.Second,
+
 		keepalive:    15 * time.Second,
 		writeTimeout: 10 * time.Second,
-		retry:        2 * time.Second,
+		retry:        250 * time.Millisecond,
 		freshness:    10 * time.Second,
 		logger:       slog.Default(),
 	}
@@ -54,27 +58,35 @@ type Retention struct {
 	// Events is how many of the newest events are kept. Redis trims in whole
 	// nodes of a stream, so some 100 more may be there. 0 keeps all of them.
 	Events int
-	// Age is how long after its last event a log is dropped as a whole, in
-	// whole milliseconds; how old its events are does not matter. 0 never drops it.
+	// Age is how long after its last event, or its last listener, a log is dropped as a whole, in
+	// whole milliseconds; how old its events are does not matter. 0 never drops it. A log that
+	// has never had an event goes an hour after its last listener, or after Age if that is less.
 	Age time.Duration
 }
 
 // WithPrefix puts text in front of every channel's name in Redis, so that
 // several buses can share one server; those without, or with the same, share all their
 // channels. The default is none. At most 64 printable ASCII characters without blanks,
-// braces and bars; anything else is an error of [New].
+// braces, bars, quotes and backslashes; anything else is an error of [New].
 func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
 
 // WithRetention sets what every log keeps, the kinds named in
 // [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
 // after the last one; a zero field of r is no bound, not the default. Negative numbers are
-// an error of [New]. Each publish applies the retention of the bus that publishes.
+// an error of [New], and so is an age below [WithFreshness]: whoever listens keeps a log alive, but
+// looks no more often than that. Where processes differ, the longest age and the least number of
+// events count.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.
 func WithChannelRetention(kind ChannelKind, r Retention) Option {
 	return func(o *options) { o.retentionOf[kind] = r }
 }
+
+// WithPublishTimeout sets how long a publish waits for Redis at most, whatever its context allows.
+// Then it returns a [*PublishError] that wraps [ErrUnavailable]. The default is 5s; less than 10ms is
+// an error of [New].
+func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
 // WithMaxEventSize sets the longest event that is published, in bytes of its
 // JSON, and the longest message of a foreign publisher that is delivered. The
@@ -113,9 +125,9 @@ func WithKeepalive(d time.Duration) Option { return func(o *options) { o.keepali
 // connection is cut. The default is 10s; less than 10ms is an error of [New].
 func WithWriteTimeout(d time.Duration) Option { return func(o *options) { o.writeTimeout = d } }
 
-// WithRetry sets after what time the browsers of broken streams come back: each
-// is told a random one between d and 2d; after a shutdown it is 0 to 4d, after a soft
-// refusal d to 4d. The default is 2s; less than 1ms or more than 1h is an error of [New].
+// WithRetry sets how soon the browsers of broken streams come back: each is told a random time from
+// d up to twice that, and 1s more for every 500 streams that this process has open; after a soft
+// refusal, 8 to 16 times d. The default is 250ms; less than 1ms or more than 1h is an error of [New].
 func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d } }
 
 // WithFreshness sets for how long the bus may be unable to keep subscribers
@@ -140,8 +152,8 @@ func (o *options) check() error {
 	bad := func(option, format string, args ...any) error {
 		return fmt.Errorf("eventbus: new: %s: %s", option, fmt.Sprintf(format, args...))
 	}
-	if len(o.prefix) > 64 || strings.ContainsFunc(o.prefix, func(r rune) bool { return r <= ' ' || r >= 0x7F || r == '{' || r == '}' || r == '|' }) {
-		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces and bars", excerpt(o.prefix))
+	if len(o.prefix) > 64 || strings.ContainsFunc(o.prefix, func(r rune) bool { return r <= ' ' || r >= 0x7F || strings.ContainsRune(`{}|"\`, r) }) {
+		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces, bars, quotes and backslashes", excerpt(o.prefix))
 	}
 	for kind, r := range o.retentionOf {
 		if kind != ProjectKind && kind != AgentKind && kind != UserKind {
@@ -150,10 +162,15 @@ func (o *options) check() error {
 		if r.Events < 0 || r.Age < 0 {
 			return bad("WithChannelRetention", "%v is negative", r)
 		}
+		if r.Age > 0 && r.Age < o.freshness {
+			return bad("WithChannelRetention", "the age %s is less than the %s of WithFreshness", r.Age, o.freshness)
+		}
 	}
 	switch {
 	case o.retention.Events < 0 || o.retention.Age < 0:
 		return bad("WithRetention", "%v is negative", o.retention)
+	case o.retention.Age > 0 && o.retention.Age < o.freshness:
+		return bad("WithRetention", "the age %s is less than the %s of WithFreshness", o.retention.Age, o.freshness)
 	case o.maxEventSize < 1<<10 || o.maxEventSize > 64<<20:
 		return bad("WithMaxEventSize", "%d is not between 1 KiB and 64 MiB", o.maxEventSize)
 	case o.maxChannels < 1 || o.maxChannels > 40:
@@ -164,6 +181,8 @@ func (o *options) check() error {
 		return bad("WithMaxPerIdentity", "%d is less than 1", o.maxPerIdentity)
 	case o.maxRequestSize < 1<<10:
 		return bad("WithMaxRequestSize", "%d is less than 1 KiB", o.maxRequestSize)
+	case o.publishTimeout < 10*time.Millisecond:
+		return bad("WithPublishTimeout", "%s is less than 10ms", o.publishTimeout)
 	case o.keepalive < 10*time.Millisecond:
 		return bad("WithKeepalive", "%s is less than 10ms", o.keepalive)
 	case o.writeTimeout < 10*time.Millisecond:

@@ -2,9 +2,7 @@ package eventbus
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,12 +15,11 @@ type PublishOptions struct {
 	// Channels get the event besides its project's channel. The same channel
 	// twice counts once.
 	Channels []Channel
-	// Idempotent says that this event may have been published before, perhaps
-	// through another process: a log that has an event with this ID keeps its one
-	// entry. The ID is remembered beside the log for 10 minutes; for an earlier
-	// attempt that did not say Idempotent, the newest 1,000 entries are searched. That
-	// costs Redis up to 2 ms for each log, where a plain publish costs 20 µs.
-	// In a cluster, the event is appended to no log while one of them cannot be asked.
+	// Idempotent says that another process may publish this event, too: a log that got
+	// an event with this ID by an Idempotent publish keeps its one entry. Say it from the
+	// first attempt on. The ID is remembered beside the log for 10 minutes, whatever has
+	// become of the log's entries; in upper case, a UUID is the same one. While a cluster
+	// moves a slot, Idempotent publishes to its channels can wait.
 	Idempotent bool
 }
 
@@ -43,10 +40,14 @@ type Receipt struct {
 //
 // A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
 // [*PublishError] says which logs have the event; publishing the same event again
-// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) It also tells that
-// the context ended, also while a command was on the wire; of one that had ended
-// before, the cause is returned, and nothing was sent. [ErrClosed] is returned on a
-// closed bus. It is safe for concurrent use; the events of one goroutine keep their order.
+// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) It also says that
+// the context ended, or the time of [WithPublishTimeout]: what was on the wire is repeated until
+// Redis answers, for 10 minutes at most, and the event may still come into its logs. Of a context
+// that had ended before, the cause is returned, and nothing was sent. [ErrClosed] is returned on a
+// closed bus.
+//
+// It is safe for concurrent use. The events of one goroutine keep their order; after an error, the
+// order of its later events against that one is open.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
 	_, err := b.submit(ctx, ev, PublishOptions{Channels: channels})
 	return err
@@ -64,6 +65,9 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 
 // submit checks an event and publishes it.
 func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publication, error) {
+	if err := b.made(); err != nil {
+		return nil, err
+	}
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
@@ -95,437 +99,249 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publi
 	return p, err
 }
 
+// A publication is one event on its way into the logs of its channels.
+type publication struct {
+	bus        *Bus
+	id         string
+	event      []byte
+	idempotent bool
+	channels   []Channel
+	records    []record // of the channels, in their order
+	single     [1]record
+	timeout    <-chan time.Time
+	late       bool // the time is over
+
+	commit *commit // the part of the records that is, or was, under way
+	from   int     // where in records it begins
+	behind bool    // an earlier publish of the event has to end first
+}
+
 // publish appends an event's JSON to the logs of channels.
 func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (*publication, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
 	defer b.leave()
-	p := &publication{bus: b, id: id, again: b.doubted.take(id)}
-	p.records, p.results = p.single.records[:], p.single.results[:]
+	timeout := time.NewTimer(b.options.publishTimeout)
+	defer timeout.Stop()
+	// In upper case, a UUID is the same one.
+	p := &publication{bus: b, id: strings.ToLower(id), event: data, idempotent: idempotent, channels: channels, timeout: timeout.C}
+	p.records = p.single[:]
 	if len(channels) > 1 {
-		p.records, p.results = make([]record, len(channels)), make([]appended, len(channels))
+		p.records = make([]record, len(channels))
 	}
 	for i, c := range channels {
-		r := &p.records[i]
-		*r = record{name: b.log.name(c), kind: c.Kind(), event: data, id: id, idempotent: idempotent}
-		switch {
-		case p.again:
-			r.look = lookAll
-		case idempotent:
-			r.look = lookIdempotent
-		}
+		p.records[i] = record{name: b.log.name(c), kind: c.Kind()}
 	}
-	if err := p.run(ctx); err != nil {
-		return nil, p.failed(channels, err)
+	err := p.run(ctx)
+	if err == nil {
+		return p, nil
 	}
-	return p, nil
+	e := p.failed(id, err)
+	if len(e.Done)+len(e.Unknown) > 0 && !p.behind {
+		b.outcomes.put(p)
+	}
+	return nil, e
 }
 
-const (
-	lookIdempotent  = 1000 + commitRecords // how many entries an Idempotent publish searches, some of its own call
-	lookAll         = 100_000              // how many a retry does; it ends sooner, where the first attempt began
-	publishAttempts = 5
-)
-
-// A publication is one event on its way into the logs of its channels.
-type publication struct {
-	bus     *Bus
-	id      string
-	again   bool // an earlier publish of this event ended in doubt
-	records []record
-	results []appended // by record; without a position and error: not tried yet
-	single  struct {   // room for them: mostly there is one
-		records [1]record
-		results [1]appended
-	}
-	first commit // room for one: mostly there is no other
-}
-
-// receipt tells what became of one that succeeded.
-func (p *publication) receipt() Receipt {
-	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
-	for i := range p.results {
-		receipt.Repeated = receipt.Repeated && p.results[i].again
-		names[i] = p.records[i].name
-	}
-	key := newCursorKey(names)
-	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.results[i].pos }))}
-	return receipt
-}
-
-// run appends all records, trying again what may succeed later. Where channels need
-// calls of their own, one comes after the other, the project's first, so that each
-// entry can note where the event is already. Without the project's, there are no others.
-// An event that may have been published before is looked for in all logs first, as the
-// one call does where there is one: while a log cannot be asked, it is appended to none.
+// run brings the event into its logs.
 func (p *publication) run(ctx context.Context) error {
-	var few [4]int
-	all := few[:0]
+	o := p.bus.outcomes.get(p.id)
+	if o == nil {
+		return p.commitAll(ctx)
+	}
+	p.behind = true
+	if err := p.wait(ctx, o.turn); err != nil {
+		return err
+	}
+	defer func() { o.turn <- struct{}{} }()
+	if err := o.last.await(ctx, p); err != nil {
+		return err
+	}
+	p.behind = false
 	for i := range p.records {
-		all = append(all, i)
-	}
-	if !p.bus.log.perChannel {
-		return p.attempt(ctx, all, false) // one call, in which the project's is the first
-	}
-	if len(all) > 1 && p.records[0].look > 0 {
-		if err := p.attempt(ctx, all, true); err != nil {
-			return err
+		r := &p.records[i]
+		if n := slices.IndexFunc(o.last.records, func(s record) bool { return s.name == r.name }); n >= 0 && !o.last.records[n].pos.IsZero() {
+			r.pos, r.again = o.last.records[n].pos, true
 		}
 	}
-	var first error
-	for i := range all {
-		if p.results[i].done() {
-			continue
-		}
-		err := p.attempt(ctx, all[i:i+1], false)
-		if first == nil {
-			first = err
-		}
-		if err != nil && (i == 0 || ctx.Err() != nil) {
-			break
-		}
+	o.last = p
+	err := p.commitAll(ctx)
+	if err == nil {
+		p.bus.outcomes.drop(o)
 	}
-	return first
+	return err
 }
 
-// notes says where the event is, as far as other calls than that for the i-th record have told.
-func (p *publication) notes(i int) string {
-	var notes []string
-	add := func(note string) {
-		if !slices.Contains(notes, note) {
-			notes = append(notes, note)
-		}
-	}
-	for j := range p.results {
-		if r := &p.results[j]; j != i && !r.pos.IsZero() {
-			add(p.records[j].name + "@" + r.pos.String())
-			for note := range strings.FieldsSeq(r.also) {
-				add(note)
-			}
-		}
-	}
-	return strings.Join(notes, " ")
-}
-
-// attempt appends some records, or only looks for them. Where they share a call, it is repeated
-// with all of them, also those that succeeded: a master that took over may lack these.
-func (p *publication) attempt(ctx context.Context, records []int, only bool) error {
-	var retry backoff
-	var few [4]int
-	pending := append(few[:0], records...)
-	for attempts := 1; ; attempts++ {
-		err := p.commit(ctx, pending, only)
-		if err != nil {
-			return err
-		}
-		var first error
-		again := pending[:0]
-		for _, i := range pending {
-			r := p.results[i]
-			if r.err == nil {
-				continue
-			}
-			if first == nil {
-				first = r.err
-			}
-			if errors.Is(r.err, ErrUnavailable) {
-				again = append(again, i)
-			}
-		}
-		if first == nil || len(again) == 0 || attempts == publishAttempts {
-			return first
-		}
-		if !p.bus.log.perChannel {
-			again = append(again[:0], records...)
-			for _, i := range records {
-				if !p.results[i].sure {
-					p.records[i].look = lookAll
-				}
-			}
-		}
-		pending = again
-		p.bus.stats.retries.Add(1)
-		select {
-		case <-retry.after():
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-p.bus.ctx.Done():
-			return ErrClosed
-		}
-	}
-}
-
-// commit makes one attempt. The calls for several nodes are under way at the same time.
-func (p *publication) commit(ctx context.Context, pending []int, only bool) (err error) {
-	share := len(pending)
+// commitAll makes the commits that are needed. Where channels need calls of their own, one comes
+// after the other, so that each entry can note where the event is already.
+func (p *publication) commitAll(ctx context.Context) error {
+	share := len(p.records)
 	if p.bus.log.perChannel {
 		share = 1
 	}
-	type part struct {
-		*commit
-		queue *commitQueue
-		of    []int
+	also := ""
+	for i := 0; i < len(p.records); i += share {
+		c := &commit{
+			id: p.id, event: p.event, idempotent: p.idempotent, also: also,
+			records: p.records[i : i+share], done: make(chan struct{}),
+		}
+		if !c.settled() {
+			p.commit, p.from = c, i
+			c.callers.Add(1)
+			queue := p.bus.commits.add(ctx, c)
+			err := p.await(ctx, p)
+			if c.callers.Add(-1); err != nil {
+				if queue.withdraw(c) {
+					p.commit = nil
+				}
+				return err
+			}
+		}
+		for _, r := range c.records {
+			if r.err != nil {
+				return r.err
+			}
+		}
+		_, also = c.pending()
 	}
-	var few [4]part
-	parts := few[:0]
-	for of := range slices.Chunk(pending, share) {
-		c := &p.first
-		if c.done != nil {
-			c = new(commit) // a worker can still have the first
-		}
-		c.done, c.records = make(chan struct{}), c.single[:0]
-		for _, i := range of {
-			p.records[i].only = only
-			if p.bus.log.perChannel {
-				p.records[i].also = p.notes(i)
-			}
-			c.records = append(c.records, p.records[i])
-		}
-		parts = append(parts, part{c, p.bus.commits.add(ctx, c), of})
+	return nil
+}
+
+// await waits, for q, until it is known what became of the commit that is under way.
+func (p *publication) await(ctx context.Context, q *publication) error {
+	if p.commit == nil {
+		return nil
 	}
-	for _, part := range parts {
-		results, failed := part.queue.wait(ctx, p.bus.ctx, part.commit)
-		if failed != nil {
-			err = failed
-		}
-		for n, i := range part.of {
-			if results[n].whole {
-				results[n].pos = p.results[i].pos // as an earlier attempt has told
-			}
-			p.results[i] = results[n]
-			if failed == nil {
-				p.records[i].since = part.records[n].since
-			}
-			if r := &results[n]; r.err != nil && !r.sure && !only {
-				p.records[i].look = lookAll // it may be there: from now on, look first
-			}
+	p.commit.callers.Add(1)
+	defer p.commit.callers.Add(-1)
+	err := q.wait(ctx, p.commit.done)
+	if isClosed(p.commit.done) {
+		return nil
+	}
+	return err
+}
+
+// wait waits for something, as long as the publish may take.
+func (p *publication) wait(ctx context.Context, c <-chan struct{}) error {
+	if p.late {
+		return p.tooLate()
+	}
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-p.bus.ctx.Done():
+		return ErrClosed
+	case <-p.timeout:
+		p.late = true
+		return p.tooLate()
+	}
+}
+
+// tooLate says why, if that is known.
+func (p *publication) tooLate() error {
+	err := fmt.Errorf("%w: not published within %s", ErrUnavailable, p.bus.options.publishTimeout)
+	if p.commit != nil {
+		if last := p.commit.failing.Load(); last != nil {
+			err = fmt.Errorf("%w: %w", err, *last)
 		}
 	}
 	return err
 }
 
-// failed makes the error of what the results say.
-func (p *publication) failed(channels []Channel, err error) error {
-	e := &PublishError{ID: p.id, Err: err}
-	for i, c := range channels {
-		switch r := p.results[i]; {
+// failed makes the error of what is known.
+func (p *publication) failed(id string, err error) *PublishError {
+	e := &PublishError{ID: id, Err: err}
+	if p.bus.isClosed() {
+		e.Err = ErrClosed
+	}
+	under := p.commit != nil && !isClosed(p.commit.done)
+	for i, c := range p.channels {
+		switch r := &p.records[i]; {
+		case p.behind || under && i >= p.from && i < p.from+len(p.commit.records):
+			e.Unknown = append(e.Unknown, c)
 		case !r.pos.IsZero():
 			e.Done = append(e.Done, c)
-		case (r.err == nil || r.sure) && p.records[i].look != lookAll:
+		case r.err == nil || r.sure:
 			e.Missing = append(e.Missing, c)
 		default:
 			e.Unknown = append(e.Unknown, c)
 		}
 	}
-	if len(e.Done)+len(e.Unknown) > 0 {
-		p.bus.doubted.put(p.id)
-	}
 	return e
 }
 
-// The commits gather what is published at the same time into common calls. There
-// is no delay: a worker that is free takes what there is, and what comes while
-// all are on the wire goes together into the next call. Each node of a cluster has a
-// queue and workers of its own, so that one that does not answer holds up nothing else.
-type commits struct {
-	bus *Bus
-
-	mu     sync.Mutex // guards following
-	queues map[string]*commitQueue
+// receipt tells what became of one that succeeded.
+func (p *publication) receipt() Receipt {
+	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
+	for i := range p.records {
+		receipt.Repeated = receipt.Repeated && p.records[i].again
+		names[i] = p.records[i].name
+	}
+	key := newCursorKey(names)
+	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.records[i].pos }))}
+	return receipt
 }
 
-// A commitQueue is what is to go to one node.
-type commitQueue struct {
-	log  *redisLog
-	wake chan struct{}
-
-	mu      sync.Mutex // guards following
-	waiting []*commit
+// The outcomes are of publishes whose callers have left without an answer, or got an error. Who
+// publishes such an event again waits for what is under way, and brings it only into logs that are
+// not known to have it.
+type outcomes struct {
+	mu sync.Mutex // guards following
+	of map[string]*outcome
 }
 
-// A commit is the part of a publication that is to go into one call.
-type commit struct {
-	records []record
-	results []appended
-	done    chan struct{} // closed when results are there
-	single  [1]record     // room for records: mostly there is one
-}
-
-const (
-	commitWorkers = 4
-	commitRecords = 64      // in one call; with more, Redis and the publishers wait for each other
-	commitBytes   = 1 << 20 // in one call, unless one record is longer
-)
-
-// queue gives the queue of a node.
-func (cs *commits) queue(node string) *commitQueue {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if q := cs.queues[node]; q != nil {
-		return q
-	}
-	q := &commitQueue{log: cs.bus.log, wake: make(chan struct{}, commitWorkers)}
-	if cs.queues == nil {
-		cs.queues = make(map[string]*commitQueue)
-	}
-	cs.queues[node] = q
-	for range commitWorkers {
-		cs.bus.spawn(func() { q.work(cs.bus.ctx) })
-	}
-	return q
-}
-
-// add queues a commit, whose records go to one node.
-func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
-	q := cs.queue(cs.bus.log.node(ctx, c.records[0].name))
-	q.mu.Lock()
-	q.waiting = append(q.waiting, c)
-	q.mu.Unlock()
-	signal(q.wake)
-	return q
-}
-
-// wait gives a commit's results; with an error, they say why there are none.
-func (q *commitQueue) wait(ctx, bus context.Context, c *commit) ([]appended, error) {
-	failed := appended{err: ErrClosed, whole: true}
-	select {
-	case <-c.done:
-		return c.results, nil
-	case <-ctx.Done():
-		failed.err = context.Cause(ctx)
-	case <-bus.Done():
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if i := slices.Index(q.waiting, c); i >= 0 {
-		q.waiting = slices.Delete(q.waiting, i, i+1)
-		failed.sure = true // no worker has taken it up
-	} else if isClosed(c.done) {
-		return c.results, nil
-	}
-	return slices.Repeat([]appended{failed}, len(c.records)), failed.err
-}
-
-// work makes calls until the bus is closed.
-func (q *commitQueue) work(ctx context.Context) {
-	for {
-		select {
-		case <-q.wake:
-		case <-ctx.Done():
-			return
-		}
-		for {
-			for n := -1; n < q.length(); { // as long as it brings more
-				n = q.length()
-				runtime.Gosched()
-			}
-			batch := q.take()
-			if len(batch) == 0 {
-				break
-			}
-			q.call(ctx, batch)
-		}
-	}
-}
-
-func (q *commitQueue) length() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.waiting)
-}
-
-// take gives what fits into one call.
-func (q *commitQueue) take() []*commit {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n, records, bytes := 0, 0, 0
-	for _, c := range q.waiting {
-		records += len(c.records)
-		for i := range c.records {
-			bytes += len(c.records[i].event)
-		}
-		if n > 0 && (records > commitRecords || bytes > commitBytes) {
-			signal(q.wake) // for another worker
-			break
-		}
-		n++
-	}
-	batch := slices.Clone(q.waiting[:n])
-	q.waiting = slices.Delete(q.waiting, 0, n)
-	return batch
-}
-
-// call appends a batch in one round trip, with a call for each channel where they cannot
-// share one.
-func (q *commitQueue) call(ctx context.Context, batch []*commit) {
-	var parts [][]*commit // by call
-	index := make(map[string]int, 1)
-	for _, c := range batch {
-		name := ""
-		if q.log.perChannel {
-			name = c.records[0].name // there is no other in it, then
-		}
-		i, ok := index[name]
-		if !ok {
-			i = len(parts)
-			index[name] = i
-			parts = append(parts, nil)
-		}
-		parts[i] = append(parts[i], c)
-	}
-	calls := make([][]*record, len(parts))
-	for i, commits := range parts {
-		for _, c := range commits {
-			for n := range c.records {
-				calls[i] = append(calls[i], &c.records[n])
-			}
-		}
-	}
-	for i, results := range q.log.append(ctx, calls) {
-		for _, c := range parts[i] {
-			c.results = results[:len(c.records):len(c.records)]
-			results = results[len(c.records):]
-			close(c.done)
-		}
-	}
-}
-
-// A doubtSet remembers the ids of events whose publish ended without certainty,
-// so that publishing them again looks for what is there already.
-type doubtSet struct {
-	mu    sync.Mutex // guards following
-	since map[string]time.Time
+type outcome struct {
+	since time.Time
+	turn  chan struct{} // has one token: for who publishes the event now
+	last  *publication  // whose holder may look at it, and replace it
 }
 
 const (
-	doubtedIDs = 4096
-	doubtedFor = 10 * time.Minute
+	outcomesFor  = 10 * time.Minute
+	mostOutcomes = 1 << 16
 )
 
-func (d *doubtSet) put(id string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.since == nil {
-		d.since = make(map[string]time.Time)
+func (o *outcomes) put(p *publication) {
+	p.event = nil // the commit has it, as long as it is under way
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if have := o.of[p.id]; have != nil { // p is its last
+		have.since = time.Now()
+		return
 	}
-	if len(d.since) >= doubtedIDs {
-		for id, t := range d.since {
-			if time.Since(t) > doubtedFor || len(d.since) >= doubtedIDs {
-				delete(d.since, id)
+	if o.of == nil {
+		o.of = make(map[string]*outcome)
+	}
+	if len(o.of) >= mostOutcomes {
+		for id, old := range o.of {
+			if len(o.of) >= mostOutcomes || time.Since(old.since) > outcomesFor {
+				delete(o.of, id)
 			}
 		}
 	}
-	d.since[id] = time.Now()
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	o.of[p.id] = &outcome{since: time.Now(), turn: turn, last: p}
 }
 
-// take tells whether the id was put, and forgets it.
-func (d *doubtSet) take(id string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	t, ok := d.since[id]
-	if ok {
-		delete(d.since, id)
+func (o *outcomes) get(id string) *outcome {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	found := o.of[id]
+	if found != nil && time.Since(found.since) > outcomesFor {
+		delete(o.of, id)
+		return nil
 	}
-	return ok && time.Since(t) <= doubtedFor
+	return found
+}
+
+func (o *outcomes) drop(gone *outcome) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of[gone.last.id] == gone {
+		delete(o.of, gone.last.id)
+	}
 }

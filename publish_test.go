@@ -40,6 +40,7 @@ func TestPublishAppendsToEveryLogAndRings(t *testing.T) {
 		require.NoError(t, bus.Publish(ctx, ev, channels[1:]...))
 		plain, err := ev.MarshalJSON()
 		require.NoError(t, err)
+		also := ""
 		for _, c := range channels {
 			entries, err := rdb.XRange(ctx, logKey(c), "-", "+").Result()
 			require.NoError(t, err)
@@ -48,7 +49,13 @@ func TestPublishAppendsToEveryLogAndRings(t *testing.T) {
 			m, err := listener.ReceiveMessage(ctx)
 			require.NoError(t, err)
 			require.Equal(t, c.String(), m.Channel)
-			require.Equal(t, string(plain[:len(plain)-1])+`,"cursor":"`+entries[0].ID+`"}`, m.Payload)
+			more := `,"cursor":"` + entries[0].ID + `"`
+			if also != "" { // on every channel but the first
+				require.Equal(t, also, entries[0].Values["also"])
+				more += `,"also":"` + also + `"`
+			}
+			require.Equal(t, string(plain[:len(plain)-1])+more+`}`, m.Payload)
+			also = strings.TrimSpace(also + " " + c.String() + "@" + entries[0].ID)
 			ttl, err := rdb.PTTL(ctx, logKey(c)).Result()
 			require.NoError(t, err)
 			require.InDelta(t, 24*time.Hour, ttl, float64(time.Hour))
@@ -77,8 +84,10 @@ func TestIdempotentPublishIsInTheLogOnce(t *testing.T) {
 		ctx, project := deadline(t), uuid.New()
 		one, other := newBus(t, rdb), newBus(t, rdb)
 		ev := message(t, project, "once")
-		_, err := one.PublishWith(ctx, ev, eventbus.PublishOptions{}) // did not say so
+		receipt, err := one.PublishWith(ctx, ev, eventbus.PublishOptions{Idempotent: true})
 		require.NoError(t, err)
+		require.False(t, receipt.Repeated)
+		ev.ID = strings.ToUpper(ev.ID) // the same
 		for range 3 {
 			receipt, err := other.PublishWith(ctx, ev, eventbus.PublishOptions{Idempotent: true})
 			require.NoError(t, err)
@@ -88,7 +97,7 @@ func TestIdempotentPublishIsInTheLogOnce(t *testing.T) {
 
 		// The marker outlives entries, but not the log: then the event is not there.
 		require.NoError(t, rdb.Del(ctx, logKey(eventbus.ProjectChannel(project))).Err())
-		receipt, err := other.PublishWith(ctx, ev, eventbus.PublishOptions{Idempotent: true})
+		receipt, err = other.PublishWith(ctx, ev, eventbus.PublishOptions{Idempotent: true})
 		require.NoError(t, err)
 		require.False(t, receipt.Repeated)
 	})
@@ -261,15 +270,23 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 
 	master := redistest.Start(t)
 	rdb := master.Client(t)
-	for option, wrong := range map[string]eventbus.Option{
-		"WithPrefix":       eventbus.WithPrefix("a b"),
-		"WithKeepalive":    eventbus.WithKeepalive(0),
-		"WithRetention":    eventbus.WithRetention(eventbus.Retention{Events: -1}),
-		"WithMaxEventSize": eventbus.WithMaxEventSize(1),
-		"WithLogger":       eventbus.WithLogger(nil),
+	for _, wrong := range []struct {
+		name   string
+		option eventbus.Option
+	}{
+		{"WithPrefix", eventbus.WithPrefix("a b")},
+		{"WithPrefix", eventbus.WithPrefix(`a"`)},
+		{"WithKeepalive", eventbus.WithKeepalive(0)},
+		{"WithPublishTimeout", eventbus.WithPublishTimeout(0)},
+		{"WithRetention", eventbus.WithRetention(eventbus.Retention{Events: -1})},
+		{"WithRetention", eventbus.WithRetention(eventbus.Retention{Age: 9 * time.Second})},
+		{"WithChannelRetention", eventbus.WithChannelRetention(eventbus.UserKind, eventbus.Retention{Age: time.Millisecond})},
+		{"WithMaxEventSize", eventbus.WithMaxEventSize(1)},
+		{"WithLogger", eventbus.WithLogger(nil)},
+		{"option 0 is nil", nil},
 	} {
-		_, err = eventbus.New(rdb, wrong)
-		require.ErrorContains(t, err, option)
+		_, err = eventbus.New(rdb, wrong.option)
+		require.ErrorContains(t, err, wrong.name)
 	}
 
 	_, port, _ := strings.Cut(master.Addr, ":")

@@ -1,79 +1,60 @@
--- Reads a log from a position on. A script, because clients that are set to read
--- from replicas send plain reads to a copy that may lag and still look complete; for
--- the same reason it refuses to run on one that it comes to otherwise.
+-- Reads a log from a position on, and begins it where there is none. A script, because it refuses to
+-- run on a replica: clients that are set to read from replicas would send a plain read to a copy that
+-- may lag and still look complete.
 --
--- KEYS  [1] the log
+-- KEYS  [1] the log  [2] its hash
 -- ARGV  [1] position to read from, itself included; '-': from the oldest entry
---       [2] the most entries to return; 0: only the state
---       [3] bytes of events after which to stop; the first does not count, so
---       that a reader always gets on
---       [4] position from which on to [1] to give the ids of events, or ''
--- reply [1] Redis time in ms  [2] position of the last append, '' when there is
---       no log  [3] ms until the log is dropped, -1 never
---       [4] position of the oldest entry, '' when there is none
---       [5] id of the event at [2], '' when that is not an entry any more
---       [6] what ARGV[4] asks for: lines of number and id
---       [7] bytes of the larger one of the oldest and the newest event
---       then for each entry: position, event, what it notes (see append.lua)
-local may = redis.pcall('PERSIST', KEYS[1] .. ':none') -- a write that changes nothing
-if type(may) == 'table' and may.err and string.find(may.err, 'READONLY', 1, true) then return may end
-local t = redis.call('TIME')
-local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
-local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if info.err then
-  if string.find(info.err, 'no such key', 1, true) then return {now, '', -1, '', '', '', ''} end
-  return info
+--       [2] the most entries to return  [3] bytes of events after which to stop; the first does not
+--       count, so that a reader always gets on
+--       [4] lifetime in ms (0: for ever)  [5] least epoch of a new log
+-- reply [1] position of the last append  [2] position of the oldest entry, '' when there is none
+--       [3] id of the event at [1], '' when that is not an entry any more
+--       then lists of entries, as XRANGE gives them
+local no = readonly(KEYS[2])
+if no then return no end
+local life = tonumber(ARGV[4])
+local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
+if not last then return redis.error_reply(info) end
+if not info then return {last, '', ''} end
+
+-- Whoever reads keeps the log alive; one without an event lives an hour.
+if match(last, '%d+$') == '0' and (life == 0 or life > hour) then life = hour end
+local left = redis.call('PTTL', KEYS[1])
+if left >= 0 and (life == 0 or left < life / 2) then
+  extend(KEYS[1], life)
+  extend(KEYS[2], life > 0 and math.max(life, hour) or 0)
 end
-local last, oldest, newest = '', nil, nil
+
+local oldest, newest
 for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' then last = info[i + 1] end
   if info[i] == 'first-entry' then oldest = info[i + 1] end
   if info[i] == 'last-entry' then newest = info[i + 1] end
 end
 -- miniredis does not tell the entries.
 oldest = oldest or redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 newest = newest or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
--- Only the newest epoch counts. Nobody who goes by these scripts adds another to a log
--- that is there, or an entry with number 0.
-local epoch = string.match(last, '^%d+')
+-- Only the newest epoch counts. Nobody who goes by these scripts adds another to a log.
+local epoch = match(last, '^%d+')
 local begin = epoch .. '-1'
-if oldest and (string.match(oldest[1], '^%d+') ~= epoch or string.sub(oldest[1], -2) == '-0') then
+if oldest and (match(oldest[1], '^%d+') ~= epoch or match(oldest[1], '%d+$') == '0') then
   oldest = redis.call('XRANGE', KEYS[1], begin, '+', 'COUNT', 1)[1]
 end
-local first, id = oldest and oldest[1] or '', ''
-if newest and newest[1] == last then
-  id = string.match(newest[2][2] or '', '^{"id":"([^"\\]*)"') or ''
-end
-local ids = {}
-if ARGV[4] ~= '' and string.match(ARGV[4], '^%d+') == epoch then
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[4], ARGV[1])) do
-    ids[#ids + 1] = string.match(entry[1], '%d+$') .. ' ' .. (string.match(entry[2][2] or '', '^{"id":"([^"\\]*)"') or '')
-  end
-end
-local size = math.max(oldest and #(oldest[2][2] or '') or 0, newest and #(newest[2][2] or '') or 0)
-local reply = {now, last, redis.call('PTTL', KEYS[1]), first, id, table.concat(ids, '\n'), tostring(size)}
+local id = newest and newest[1] == last and match(newest[2][2] or '', '^{"id":"([^"\\]*)"')
+local reply = {last, oldest and oldest[1] or '', id or ''}
+
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if from == '-' or string.match(from, '^%d+') ~= epoch or string.sub(from, -2) == '-0' then from = begin end
-local n, more = #reply, count > 0
-while more do
-  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 32))
-  more = #page == 32 and count > 32
-  for _, entry in ipairs(page) do
-    local fields = entry[2]
-    local event, also = fields[2], ''
-    if fields[1] ~= 'event' or #fields > 2 then
-      event = ''
-      for i = 1, #fields, 2 do
-        if fields[i] == 'event' then event = fields[i + 1] end
-        if fields[i] == 'also' then also = fields[i + 1] end
-      end
-    end
-    if n > 7 then bytes = bytes - #event end
-    reply[n + 1], reply[n + 2], reply[n + 3] = entry[1], event, also
-    n = n + 3
-    if bytes <= 0 then return reply end
+if from == '-' or match(from, '^%d+') ~= epoch or match(from, '%d+$') == '0' then from = begin end
+while count > 0 do
+  -- A short step where events are large: what is read and not returned costs as much.
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 16))
+  local kept = {}
+  for i, entry in ipairs(page) do
+    kept[i] = entry
+    if i > 1 or #reply > 3 then bytes = bytes - #(entry[2][2] or '') end
+    if bytes <= 0 then break end
   end
-  count = count - 32
-  if more then from = '(' .. reply[n - 2] end
+  if #kept > 0 then reply[#reply + 1] = kept end
+  if bytes <= 0 or #page < 16 then break end
+  count, from = count - #page, '(' .. page[#page][1]
 end
 return reply

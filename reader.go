@@ -2,23 +2,20 @@ package eventbus
 
 import (
 	"context"
-	"errors"
-	"path"
 	"slices"
 	"sync/atomic"
-	"time"
 )
 
 // A reader is one subscription at work: a place in the tail of each channel. It
 // belongs to one goroutine.
 type reader struct {
-	bus    *Bus
-	lanes  []*lane
-	types  []string
-	key    cursorKey
-	waiter waiter
-	passed int // how often a lane has passed over one
-	seen   recent
+	bus     *Bus
+	lanes   []*lane
+	types   *typeFilter
+	key     cursorKey
+	waiter  waiter
+	open    bool   // cursors say where lanes began, and their holes: see once.go
+	foreign recent // foreign events of late
 
 	alarm    atomic.Bool // see ring
 	counted  bool        // it was admitted
@@ -38,19 +35,15 @@ type lane struct {
 	tail  *tail
 	place place
 	view  view // entries to take next
-	// rewound says that a failover has put other events before the place: a gap that
-	// is to be announced.
-	rewound bool
-	began   Position        // where the subscription began
-	loads   uint64          // how often view was filled
-	verdict answer          // of judge, for the next entry
-	waits   bool            // used by turn alone
-	asked   map[*lane]asked // what is to be found out of other lanes' logs, for view
-	from    uint64          // ordinal in the tail before which a reader of several channels reads the log
 
-	// What the lane passes over, though it is before its position, while other
-	// lanes may have some of these events yet to come.
-	holes []hole
+	// What is before the place and was not delivered from here: see once.go.
+	began Position // where the subscription began, zero if by a cursor
+	hole  hole
+
+	// Where the log ended when a lane of the reader began or passed over something: where the read
+	// found it that will be, or was, this one of the tail.
+	end     Position
+	endRead int // 0: it is known
 }
 
 // A step is what a reader comes upon: a gap, some entries of one lane, or neither
@@ -60,200 +53,6 @@ type step struct {
 	view
 	gap     *GapError
 	timeout bool
-}
-
-// open begins a subscription. It waits until all its channels can be read.
-func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
-	if err := sub.check(&b.options); err != nil {
-		if len(sub.Channels) > b.options.maxChannels {
-			b.stats.refusedChannels.Add(1)
-		}
-		return nil, err
-	}
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
-	}
-	if !b.enter() {
-		return nil, ErrClosed
-	}
-	r := &reader{bus: b, waiter: newWaiter()}
-	if err := b.admit(r, sub.Identity); err != nil {
-		b.leave()
-		return nil, err
-	}
-	r.counted = true
-	if r.named {
-		b.watchOnce.Do(func() { b.spawn(b.watch) })
-		if err := b.await(ctx, b.watches); err != nil {
-			r.close()
-			return nil, err
-		}
-	}
-	if err := b.begin(ctx, r, sub); err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-// await waits for what must be there before a subscription can begin.
-func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
-	select {
-	case <-c:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-b.draining:
-		return ErrClosed
-	}
-}
-
-// newReader makes a reader of the bus's own, which no limit counts.
-func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
-	r := &reader{bus: b, waiter: newWaiter()}
-	if err := b.begin(ctx, r, sub); err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-// begin sets a reader to where its subscription begins. With an error, it closes it.
-func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error) {
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
-	r.types = sub.Types
-	var names []string
-	for _, c := range sub.Channels {
-		t := b.feed.acquire(c)
-		r.lanes = append(r.lanes, &lane{tail: t, place: place{waiter: r.waiter}})
-		names = append(names, t.name)
-	}
-	r.key = newCursorKey(names)
-	for _, l := range r.lanes {
-		if err := b.await(ctx, l.tail.opened); err != nil {
-			return err
-		}
-	}
-	for _, l := range r.lanes {
-		l.tail.begin(&l.place)
-		_, l.from = l.tail.end()
-		if sub.After.IsZero() && sub.LastEventID == "" && !sub.Oldest {
-			l.place.pos = b.present(ctx, l)
-		}
-	}
-	if len(r.lanes) == 1 {
-		r.lanes[0].from = 0
-	}
-	if err := r.start(ctx, sub, names); err != nil {
-		return err
-	}
-	for _, l := range r.lanes {
-		l.began = l.place.pos
-	}
-	return nil
-}
-
-// present is where a lane stands that begins now. What this process has published can
-// be on its way to the tail yet, or can have been lost since: then the log is asked.
-func (b *Bus) present(ctx context.Context, l *lane) Position {
-	head, pos := b.log.head(l.tail.name), l.place.pos
-	if head.IsZero() || head.epoch == pos.epoch && head.seq <= pos.seq {
-		return pos
-	}
-	if heads, err := b.heads(ctx, []string{l.tail.name}); err == nil {
-		return heads[0]
-	}
-	if head.epoch == pos.epoch {
-		return head
-	}
-	return pos
-}
-
-// start moves the lanes from the present to where the subscription begins.
-func (r *reader) start(ctx context.Context, sub Subscription, names []string) error {
-	after := sub.After
-	switch id := sub.LastEventID; {
-	case id == "":
-		if sub.Oldest {
-			for _, l := range r.lanes {
-				l.place.pos = Position{}
-			}
-			return nil
-		}
-	case isUUID(id):
-		return r.startAtEvent(ctx, id)
-	default:
-		cursor, err := ParseCursor(id)
-		pos, posErr := ParsePosition(id)
-		switch {
-		case err == nil:
-			after = cursor
-		case posErr == nil && len(r.lanes) == 1:
-			r.lanes[0].place.pos = pos
-			return nil
-		default:
-			for _, l := range r.lanes {
-				l.place.pos = unknown
-			}
-			return nil
-		}
-	}
-	if after.IsZero() {
-		return nil
-	}
-	entries, err := after.entries(names)
-	if err != nil {
-		return err
-	}
-	for i, e := range entries {
-		if e != nil {
-			r.lanes[i].place.pos = e.pos
-		}
-	}
-	for i, e := range entries {
-		if e == nil {
-			r.pass(r.lanes[i], hole{upto: r.lanes[i].place.pos})
-			continue
-		}
-		for _, h := range e.holes {
-			r.pass(r.lanes[i], h)
-		}
-	}
-	return nil
-}
-
-func isUUID(s string) bool {
-	_, err := parseUUID(s)
-	return err == nil
-}
-
-// startAtEvent begins behind the event with this id.
-func (r *reader) startAtEvent(ctx context.Context, id string) error {
-	for _, l := range r.lanes {
-		pos, ok, err := r.bus.findEvent(ctx, l.tail, id)
-		switch {
-		case err != nil:
-			return err
-		case ok:
-			l.place.pos = pos
-		default:
-			l.place.pos = unknown
-		}
-	}
-	return nil
-}
-
-func (r *reader) close() {
-	for _, l := range r.lanes {
-		l.tail.forget(&l.place)
-		r.bus.feed.release(l.tail)
-	}
-	if r.counted {
-		r.bus.dismiss(r)
-		r.bus.leave()
-	}
 }
 
 // wakeOn makes the end of a context wake the reader. It must be called, once, before
@@ -267,7 +66,6 @@ func (r *reader) wakeOn(ctx context.Context) (stop func() bool) {
 // says so.
 func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 	var retry backoff
-	pause := pendingPause
 	for {
 		draining := r.bus.isDraining()
 		if err := r.ended(ctx, draining && !drain); err != nil {
@@ -296,15 +94,10 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 			}
 			continue
 		}
-		again := time.After(pause)
-		pause = min(2*pause, 64*pendingPause)
-		if err != errPending {
-			r.bus.warn("reading a log failed; trying again", err)
-			again = retry.after()
-		}
+		r.bus.warn("reading a log failed; trying again", err)
 		select {
 		case <-r.waiter:
-		case <-again:
+		case <-retry.after():
 		case <-r.bus.draining:
 		}
 	}
@@ -323,23 +116,14 @@ func (r *reader) ended(ctx context.Context, over bool) error {
 	return nil
 }
 
-// errPending is the step of a reader whose lanes wait for what a tail has yet to read.
-var errPending = errors.New("waiting for another channel")
-
-const pendingPause = 5 * time.Millisecond
-
 // step looks once what there is. With nothing, the waiter is set.
 func (r *reader) step(ctx context.Context) (step, error) {
 	var failed error
-	for passed := -1; passed != r.passed; { // passing over a hole sends other lanes back
-		passed, failed = r.passed, nil
-		for _, l := range r.lanes {
-			if len(l.view.entries) > 0 {
-				continue
-			}
+	var next *lane
+	for _, l := range r.lanes {
+		if len(l.view.entries) == 0 {
 			gap, err := r.load(ctx, l)
 			if gap != nil {
-				gap.Cursor = r.cursor()
 				r.bus.stats.gaps.Add(1)
 				return step{gap: gap}, nil
 			}
@@ -347,10 +131,12 @@ func (r *reader) step(ctx context.Context) (step, error) {
 				failed = err
 			}
 		}
-	}
-	next, waits := r.turn()
-	if next == nil && waits && failed == nil {
-		failed = errPending
+		if l.place.pos.IsZero() || l.place.pos == unknown {
+			return step{}, failed // where it begins decides what others deliver
+		}
+		if len(l.view.entries) > 0 && (next == nil || l.older(next)) {
+			next = l
+		}
 	}
 	if next == nil {
 		return step{}, failed
@@ -365,17 +151,13 @@ func (r *reader) step(ctx context.Context) (step, error) {
 // load gets a lane its next entries, from the tail or, where that does not reach
 // back far enough, from the log.
 func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
-	l.loads++
 	for {
-		before := l.place.pos
-		g := l.tail.look(&l.place, l.from)
-		r.moved(l, before)
+		g := l.tail.look(&l.place)
 		l.view = g.view
 		if g.skipped {
-			return &GapError{Channel: l.tail.channel, Reason: GapUnlogged, From: l.place.pos}, nil
+			return r.gap(l, l.place.pos, GapUnlogged), nil
 		}
-		l.rewound = l.rewound || g.rewound
-		if !g.behind && !l.rewound {
+		if !g.behind {
 			return nil, nil
 		}
 		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
@@ -383,26 +165,28 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.rewound && gap == "" {
-			gap = GapRewound
-		}
-		l.rewound = false
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
-		if from == unknown {
-			from = Position{}
-		}
-		if gap != "" || from.IsZero() && pos != from {
-			r.pass(l, hole{from, pos})
+		if from.IsZero() || from == unknown {
+			l.began, from = pos, Position{}
+			r.passed()
+		} else if gap != "" {
+			l.pass(from, pos)
+			r.passed()
 		}
 		if gap != "" {
-			return &GapError{Channel: l.tail.channel, Reason: gap, From: from}, nil
+			return r.gap(l, from, gap), nil
 		}
 		if len(v.entries) > 0 {
 			return nil, nil
 		}
-		l.place.atEnd = pos == from || pos.seq == noLog && from.seq == noLog
+		l.place.atEnd = pos == from
 	}
+}
+
+// gap is what a reader is told when a lane has passed over something.
+func (r *reader) gap(l *lane, from Position, reason GapReason) *GapError {
+	return &GapError{Channel: l.tail.channel, Reason: reason, From: from, Cursor: r.cursor()}
 }
 
 // older tells whether the next event of l happened before that of m.
@@ -414,24 +198,14 @@ func (l *lane) older(m *lane) bool {
 // take moves the step's lane over its next n entries.
 func (r *reader) take(st step, n int) {
 	l := st.lane
-	before := l.place.pos
 	l.place.advance(l.view.entries[:n])
 	l.view.entries = l.view.entries[n:]
-	r.moved(l, before)
 }
 
-// wants tells whether the entry of a step is to be delivered: not when its type is left
-// out, and not when its event came from another lane.
+// wants reports whether the entry of a step is to be delivered: not when its type is left
+// out, and not when another lane delivers its event.
 func (r *reader) wants(l *lane, e *entry) bool {
-	if e.event == nil || len(r.lanes) > 1 && (l.verdict == yes || r.seen.elsewhere(e.event.id, l)) {
-		return false
-	}
-	for _, glob := range r.types {
-		if ok, _ := path.Match(glob, string(e.event.typ)); ok {
-			return true
-		}
-	}
-	return len(r.types) == 0
+	return e.event != nil && !r.elsewhere(l, e) && r.types.has(e.event.typ)
 }
 
 // positions gives where the reader stands in each lane.
@@ -450,45 +224,12 @@ func (r *reader) stands(at []Position) bool {
 
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
-	var holes [][]hole
+	if !r.isOpen() {
+		return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }))}
+	}
+	entries := make([]cursorEntry, len(r.lanes))
 	for i, l := range r.lanes {
-		if len(l.holes) > 0 && holes == nil {
-			holes = make([][]hole, len(r.lanes))
-		}
-		if len(l.holes) > 0 {
-			holes[i] = l.holes
-		}
+		entries[i] = cursorEntry{pos: l.place.pos, began: l.began, hole: l.hole}
 	}
-	return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }, holes...))}
-}
-
-// findEvent looks for an event in a tail and then in its log, for one reader at
-// a time: searching a log is the dearest thing that a client can ask for.
-func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (Position, bool, error) {
-	if pos, ok := t.locate(id); ok {
-		return pos, true, nil
-	}
-	select {
-	case b.searching <- struct{}{}:
-	case <-ctx.Done():
-		return Position{}, false, context.Cause(ctx)
-	}
-	type answer struct {
-		pos Position
-		ok  bool
-		err error
-	}
-	answers := make(chan answer, 1)
-	b.spawn(func() {
-		defer func() { <-b.searching }()
-		var a answer
-		a.pos, a.ok, a.err = b.log.find(b.ctx, t.name, id)
-		answers <- a
-	})
-	select {
-	case a := <-answers:
-		return a.pos, a.ok, a.err
-	case <-ctx.Done():
-		return Position{}, false, context.Cause(ctx)
-	}
+	return Cursor{string(r.key.appendAll(nil, entries))}
 }

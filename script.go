@@ -21,6 +21,8 @@ func newScript(source string) script {
 }
 
 var (
+	//go:embed begin.lua
+	beginSource string
 	//go:embed append.lua
 	appendSource string
 	//go:embed read.lua
@@ -28,9 +30,9 @@ var (
 	//go:embed find.lua
 	findSource string
 
-	appendScript = newScript(appendSource)
-	readScript   = newScript(readSource)
-	findScript   = newScript(findSource)
+	appendScript = newScript(beginSource + appendSource)
+	readScript   = newScript(beginSource + readSource)
+	findScript   = newScript(beginSource + findSource)
 )
 
 // cmd is EVALSHA, or EVAL with the whole text for a server that does not have it.
@@ -137,13 +139,6 @@ func temporaryReply(reply string) bool {
 		}
 	}
 	return false
-}
-
-// neverRan tells whether the server refused a script as a whole, rather than that the
-// script failed on its way.
-func neverRan(err error) bool {
-	var server redis.Error
-	return errors.As(err, &server) && !strings.Contains(server.Error(), "user_script")
 }
 
 // neverSent tells whether a command certainly did not reach the server.

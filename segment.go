@@ -117,14 +117,14 @@ func (s *segment) skip(pos Position) {
 	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
 }
 
-// addLogged appends an entry of the log.
-func (s *segment) addLogged(key cursorKey, e logEntry, onBad func(error)) {
+// addLogged appends an entry of the log. It passes over what is no event, with an error.
+func (s *segment) addLogged(key cursorKey, e logEntry) error {
 	ev, err := decode(e.event)
 	if err != nil {
-		onBad(err)
 		s.skip(e.pos)
-		return
+		return err
 	}
 	ev.Position = e.pos
 	s.add(key, ev, e.pos, e.also)
+	return nil
 }

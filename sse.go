@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"iter"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -49,6 +48,19 @@ func appendGap(b []byte, gap *GapError) []byte {
 	b = append(b, "event: stream.gap\ndata: "...)
 	b = append(b, data...)
 	return append(b, "\n\n"...)
+}
+
+// comeBack is how many clients may come back in a second.
+const comeBack = 500
+
+// retryAfter gives the times between which the clients of open streams are to come back when these
+// break: the more there are, the longer it takes.
+func (b *Bus) retryAfter() (least, most time.Duration) {
+	streams := b.admitted.open()
+	if b.isDraining() {
+		streams = b.leaving // some have gone already
+	}
+	return b.options.retry, 2*b.options.retry + time.Duration(streams)*time.Second/comeBack
 }
 
 // appendRetry appends a block that tells the client when to come back after the
@@ -113,65 +125,88 @@ type stream struct {
 	sent []Position // as in the last id field that was written
 	err  error      // why the frames ended; nil when check said so
 	buf  []byte
+
+	written, checked time.Time     // the last time, each
+	retry            time.Duration // the most that the last retry field could have said
 }
 
 // frames yields until the stream ends.
 func (s *stream) frames(yield func(Frame) bool) {
-	r, keepalive := s.reader, s.bus.options.keepalive
-	retry := s.bus.options.retry
-	s.buf = appendRetry(s.buf[:0], retry, 2*retry)
-	s.buf = append(s.idBlock(s.buf), '\n')
+	r := s.reader
+	s.buf = append(s.idBlock(s.appendRetry(s.buf[:0])), '\n')
 	if !yield(s.buf) {
 		return
 	}
-	written := time.Now()
-	checked := written
-	due := func() time.Time { // when there is something to do without an event
-		at := written.Add(keepalive)
-		if s.check != nil && checked.Add(keepalive).Before(at) {
-			at = checked.Add(keepalive)
-		}
-		if s.check != nil && !s.until.IsZero() && s.until.Before(at) {
-			at = s.until
-		}
-		return at
-	}
+	s.written = time.Now()
+	s.checked = s.written
 	defer r.wakeOn(s.ctx)()
 	// A frame moves what is due, but not the timer: that finds out when it fires.
-	timer := time.AfterFunc(time.Until(due()), r.ring)
+	timer := time.AfterFunc(time.Until(s.due()), r.ring)
 	defer timer.Stop()
 	for {
 		st, err := r.next(s.ctx, false)
 		if err != nil {
 			s.err = err
 			if err == ErrClosed {
-				s.buf = append(appendRetry(s.buf[:0], 0, 4*retry), '\n')
+				s.buf = append(s.appendRetry(s.buf[:0]), '\n')
 				yield(s.buf)
 			}
 			return
 		}
 		frame := s.render(st)
 		now := time.Now()
-		if s.check != nil && (now.Sub(checked) >= keepalive || !s.until.IsZero() && !now.Before(s.until)) {
+		if s.checkDue(now) {
 			var ok bool
 			if s.until, ok = s.check(); !ok {
 				return
 			}
-			checked = now
+			s.checked = now
 		}
-		if len(frame) == 0 && now.Sub(written) >= keepalive {
+		if len(frame) == 0 && (now.Sub(s.written) >= s.bus.options.keepalive || st.timeout && s.retryChanged()) {
 			frame = s.keepalive()
 		}
 		if len(frame) > 0 {
 			if !yield(frame) {
 				return
 			}
-			written = now
+			s.written = now
 		}
-		if st.timeout || checked == now {
-			timer.Reset(max(time.Until(due()), time.Millisecond))
+		if st.timeout || s.checked == now {
+			timer.Reset(max(time.Until(s.due()), time.Millisecond))
 		}
 	}
+}
+
+// due is when there is something to do without an event.
+func (s *stream) due() time.Time {
+	keepalive := s.bus.options.keepalive
+	at := s.written.Add(keepalive)
+	if s.check != nil && s.checked.Add(keepalive).Before(at) {
+		at = s.checked.Add(keepalive)
+	}
+	if s.check != nil && !s.until.IsZero() && s.until.Before(at) {
+		at = s.until
+	}
+	return at
+}
+
+// checkDue reports whether it is to be asked again whether the client may read.
+func (s *stream) checkDue(now time.Time) bool {
+	return s.check != nil && (now.Sub(s.checked) >= s.bus.options.keepalive || !s.until.IsZero() && !now.Before(s.until))
+}
+
+// appendRetry appends a retry field.
+func (s *stream) appendRetry(b []byte) []byte {
+	least, most := s.bus.retryAfter()
+	s.retry = most
+	return appendRetry(b, least, most)
+}
+
+// retryChanged reports whether the client has to hear of another time to come back at: there are many
+// more streams now, or many fewer.
+func (s *stream) retryChanged() bool {
+	_, most := s.bus.retryAfter()
+	return most > 2*s.retry || most < s.retry/2
 }
 
 // render gives the frame of a step, empty when there is nothing to send. It
@@ -185,7 +220,7 @@ func (s *stream) render(st step) Frame {
 		return s.buf
 	case len(st.entries) == 0:
 		return nil
-	case len(r.lanes) == 1 && len(r.types) == 0:
+	case len(r.lanes) == 1 && r.types == nil:
 		// The frames lie in memory as they are sent.
 		frame := st.frames(0, len(st.entries))
 		r.take(st, len(st.entries))
@@ -216,13 +251,18 @@ func (s *stream) idBlock(b []byte) []byte {
 	return appendIDField(b, s.reader.cursor())
 }
 
-// keepalive is a comment; or a block with the cursor alone, which the client
-// remembers without an event, where that has moved on: through events that the
-// stream leaves out, or with time where there is no log yet.
+// keepalive is a comment; or a block without data, which the client remembers, where the cursor has
+// moved on without an event, as the stream leaves some out, or there is another retry time.
 func (s *stream) keepalive() Frame {
-	if s.reader.stands(s.sent) {
+	s.buf = s.buf[:0]
+	if s.retryChanged() {
+		s.buf = s.appendRetry(s.buf)
+	}
+	if !s.reader.stands(s.sent) {
+		s.buf = s.idBlock(s.buf)
+	}
+	if len(s.buf) == 0 {
 		return Frame(": keepalive\n\n")
 	}
-	s.buf = append(s.idBlock(s.buf[:0]), '\n')
-	return slices.Clip(s.buf)
+	return append(s.buf, '\n')
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"path"
 	"slices"
@@ -17,7 +18,8 @@ type Subscription struct {
 	// twice counts once.
 	Channels []Channel
 	// Types are globs such as "agent.*" as [path.Match] takes them; an event
-	// whose type matches none is left out. None at all means all types.
+	// whose type matches none is left out. None at all means all types. At most 32,
+	// of 128 bytes each.
 	Types []string
 	// After is the cursor to resume from. A channel that it does not cover
 	// begins now; channels that it covers and the subscription does not have
@@ -49,19 +51,24 @@ func (s *Subscription) check(o *options) error {
 	if len(s.Channels) == 0 {
 		p.add("channels", "is empty")
 	}
+	for i, c := range s.Channels {
+		var bad *ValidationError
+		if errors.As(c.check(fmt.Sprintf("channels[%d]", i)), &bad) {
+			p.fields = append(p.fields, bad.Fields...)
+		}
+	}
 	s.Channels = distinct(s.Channels)
 	if len(s.Channels) > o.maxChannels {
 		p.add("channels", "has %d channels, more than %d", len(s.Channels), o.maxChannels)
 	}
-	for _, c := range s.Channels {
-		var bad *ValidationError
-		if errors.As(c.check("channels"), &bad) {
-			p.fields = append(p.fields, bad.Fields...)
-		}
+	if len(s.Types) > maxGlobs {
+		p.add("types", "has %d globs, more than %d", len(s.Types), maxGlobs)
 	}
-	for _, t := range s.Types {
-		if _, err := path.Match(t, ""); err != nil || t == "" {
-			p.add("types", "has %s, which is not a glob", excerpt(t))
+	for i, t := range s.Types {
+		if len(t) > maxGlobLength {
+			p.add(fmt.Sprintf("types[%d]", i), "has %d bytes, more than %d", len(t), maxGlobLength)
+		} else if _, err := path.Match(t, ""); err != nil || t == "" {
+			p.add(fmt.Sprintf("types[%d]", i), "%s is not a glob", excerpt(t))
 		}
 	}
 	if len(s.Identity) > maxIdentity {

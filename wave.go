@@ -19,8 +19,7 @@ type waves struct {
 	quorum int           // when so many readers have come back,
 	latest time.Time     // or at this time, whoever is back
 	surge  bool          // another wave is to come
-	ticked uint64        // ordinal of what came after the last tick
-	timer  *time.Timer
+	timer  *time.Timer   // makes it
 }
 
 // A sleeper is a reader that waits for something new.
@@ -33,10 +32,6 @@ type sleeper struct {
 // back; or after waveSlack times that, since some may do something else. The more events
 // come meanwhile, the longer the pause to the next is, but waveMost at most; for less
 // than waveLeast, a timer is too coarse.
-//
-// A flood is when they come so fast, floodEvents in a tick, that a wave does better to wait for
-// more of them. Of a pause, a tick is an eighth. When nothing comes for a tick, after ebbEvents, that
-// is the end of a flood: had they gone on to come, several would have.
 const (
 	waveCost   = 10 * time.Microsecond
 	waveSlack  = 10
@@ -45,10 +40,6 @@ const (
 	waveSlice  = 16 // before others get a turn
 	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
-	waveTicks  = 8
-
-	floodEvents = 8
-	ebbEvents   = 64
 )
 
 // A waiter is how a reader is woken: by a tail that has something new.
@@ -97,12 +88,11 @@ func (t *tail) overLocked(now time.Time) bool {
 	return !now.Before(t.calm) && (len(t.waiting) >= t.quorum || !now.Before(t.latest))
 }
 
-// tickLocked makes tick come before long.
+// tickLocked makes tick come when the last wave may be over.
 func (t *tail) tickLocked(now time.Time) {
-	t.ticked = t.next
-	in := t.latest.Sub(now)
-	if left := t.calm.Sub(now); left > 0 {
-		in = min(left, max(t.pause/waveTicks, waveLeast))
+	in := t.calm.Sub(now)
+	if in <= 0 {
+		in = t.latest.Sub(now)
 	}
 	if t.timer == nil {
 		t.timer = time.AfterFunc(in, t.tick)
@@ -111,15 +101,13 @@ func (t *tail) tickLocked(now time.Time) {
 	}
 }
 
-// tick makes the next wave, if the last one is over, or the flood is.
+// tick makes the next wave, if the last one is over.
 func (t *tail) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
-	ebb := t.next == t.ticked && t.next-t.shown >= ebbEvents && len(t.waiting) >= t.quorum
-	switch {
+	switch now := time.Now(); {
 	case !t.surge:
-	case ebb || t.overLocked(now):
+	case t.overLocked(now):
 		t.showLocked()
 	default:
 		t.tickLocked(now)
@@ -160,38 +148,21 @@ func (t *tail) showLocked() {
 // wakeMany lets others have their turn. What comes meanwhile can join the wave: those who
 // are woken later get more.
 func (t *tail) wakeMany(waiting []sleeper) {
-	held := false
 	for slice := range slices.Chunk(waiting, waveSlice) {
 		wakeAll(slice)
 		runtime.Gosched()
-		switch events, surge := t.surging(); {
-		case events >= floodEvents && !held:
-			held = true
-			t.hold(events, len(waiting))
-		case surge:
+		if t.surging() {
 			// While there is somebody to run, the scheduler does not look at the network.
 			time.Sleep(time.Microsecond)
 		}
 	}
 }
 
-// hold holds a wave up while there is a flood, for as long as the wave takes at most.
-func (t *tail) hold(events uint64, readers int) {
-	most := min(time.Duration(readers)*waveCost, waveMost)
-	for end := time.Now().Add(most); time.Now().Before(end); {
-		time.Sleep(min(most/waveTicks, 2*waveLeast))
-		before := events
-		if events, _ = t.surging(); events < before+floodEvents {
-			return
-		}
-	}
-}
-
-// surging tells whether another wave is to come, and how many events have come since the last began.
-func (t *tail) surging() (events uint64, surge bool) {
+// surging reports whether another wave is to come.
+func (t *tail) surging() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.next - t.shown, t.surge
+	return t.surge
 }
 
 func wakeAll(waiting []sleeper) {

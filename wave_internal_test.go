@@ -53,11 +53,11 @@ func (c *crowd) publish(n int) {
 // visit lets some readers look, each of which finds so many events, and sleeps again.
 func (c *crowd) visit(from, to, want int) {
 	for i := from; i < to; i++ {
-		g := c.tail.look(&c.places[i], 0)
+		g := c.tail.look(&c.places[i])
 		require.Len(c, g.entries, want, i)
 		if want > 0 {
 			c.places[i].advance(g.entries)
-			require.Empty(c, c.tail.look(&c.places[i], 0).entries)
+			require.Empty(c, c.tail.look(&c.places[i]).entries)
 		}
 	}
 }
@@ -112,77 +112,5 @@ func TestWaves(t *testing.T) {
 		require.Equal(c, 1, c.woken(), "who is back does not wait for ever")
 		c.visit(0, 1, 2)
 		c.visit(1, crowdSize, 3)
-	})
-}
-
-// TestFloods: a wave that meets one waits for more, but not longer than it takes; and when it
-// is over, the next wave does not wait any more.
-func TestFloods(t *testing.T) {
-	const tick = crowdCost / waveTicks
-	inCrowd(t, "holds a wave up", func(c *crowd) {
-		c.publish(1 + floodEvents)
-		require.Equal(c, waveSlice, c.woken())
-		for range waveTicks - 1 {
-			c.publish(floodEvents)
-			time.Sleep(tick)
-			require.Zero(c, c.woken())
-		}
-		c.publish(floodEvents)
-		time.Sleep(tick)
-		c.publish(floodEvents)
-		time.Sleep(tick / 2) // less than the flood takes to slacken
-		require.Equal(c, crowdSize-waveSlice, c.woken())
-		c.visit(crowdSize-1, crowdSize, 1+floodEvents*(waveTicks+2))
-	})
-	inCrowd(t, "slackens", func(c *crowd) {
-		c.publish(1 + floodEvents)
-		require.Equal(c, waveSlice, c.woken())
-		c.publish(floodEvents - 1)
-		time.Sleep(tick + tick/2)
-		require.Equal(c, crowdSize-waveSlice, c.woken())
-	})
-	inCrowd(t, "is none", func(c *crowd) {
-		c.publish(floodEvents)
-		time.Sleep(tick / 2)
-		require.Equal(c, crowdSize, c.woken())
-	})
-	// What comes behind a wave of waveEvents, behind which the pause is the longest.
-	pause := func(name string, back int, test func(c *crowd)) {
-		inCrowd(t, name, func(c *crowd) {
-			c.publish(1)
-			c.woken()
-			c.visit(0, crowdSize, 1)
-			c.publish(waveEvents)
-			time.Sleep(crowdCost)
-			require.Equal(c, crowdSize, c.woken())
-			c.visit(0, back, waveEvents)
-			test(c)
-		})
-	}
-	const longTick = waveMost / waveTicks
-	pause("ebbs", crowdSize, func(c *crowd) {
-		c.publish(ebbEvents)
-		time.Sleep(2 * longTick)
-		require.Equal(c, crowdSize, c.woken())
-		c.visit(0, crowdSize, ebbEvents)
-	})
-	pause("is too small to tell", crowdSize, func(c *crowd) {
-		c.publish(ebbEvents - 1)
-		time.Sleep(2 * longTick)
-		require.Zero(c, c.woken())
-		time.Sleep(waveMost)
-		require.Equal(c, crowdSize, c.woken())
-	})
-	pause("ebbs before readers are back", crowdSize/2, func(c *crowd) {
-		c.publish(ebbEvents)
-		time.Sleep(2 * longTick)
-		require.Zero(c, c.woken())
-	})
-	pause("goes on", crowdSize, func(c *crowd) {
-		for range waveTicks - 2 {
-			c.publish(ebbEvents)
-			time.Sleep(longTick)
-			require.Zero(c, c.woken())
-		}
 	})
 }

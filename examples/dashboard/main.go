@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	server := &http.Server{
-		Handler:           handler,
+		Handler:           localNames(handler, listener.Addr()),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second, // streams have a deadline for each write instead
 		IdleTimeout:       2 * time.Minute,

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"html/template"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -59,6 +61,28 @@ func newHandler(bus *eventbus.Bus, project uuid.UUID, agents func() []presence) 
 		refuse(w, problem{Status: http.StatusForbidden, Detail: "publishing from another origin is not allowed"})
 	}))
 	return sameOrigin.Handler(mux), nil
+}
+
+// localNames keeps pages of other sites out of a server that only this machine reaches: such a page
+// can give its own name the address of this machine, and would then be of the same origin (DNS
+// rebinding). A name that is not of this machine gives it away.
+func localNames(h http.Handler, listener net.Addr) http.Handler {
+	addr, ok := listener.(*net.TCPAddr)
+	if !ok || !addr.IP.IsLoopback() {
+		return h // it is open to others anyway
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = strings.Trim(r.Host, "[]")
+		}
+		if host != "localhost" && net.ParseIP(host) == nil {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // whatever is still to come of it
+			refuse(w, problem{Status: http.StatusMisdirectedRequest, Detail: "this server is for this machine only: ask for localhost"})
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // authorize lets everybody read every project, agent and user: this is a demo, where
@@ -156,9 +180,10 @@ func (a *api) index(w http.ResponseWriter, r *http.Request) {
 		cursor = eventbus.Cursor{} // the page is of use without: its stream begins when Redis is back
 	}
 	agents, err := json.Marshal(a.agents())
+	nonce := rand.Text() // only what the page itself brought may run
 	var html bytes.Buffer
 	if err == nil {
-		err = a.page.Execute(&html, struct{ Project, Cursor, Agents string }{a.project.String(), cursor.String(), string(agents)})
+		err = a.page.Execute(&html, struct{ Project, Cursor, Agents, Nonce string }{a.project.String(), cursor.String(), string(agents), nonce})
 	}
 	if err != nil {
 		refuse(w, problem{Status: http.StatusInternalServerError, Detail: err.Error()})
@@ -167,7 +192,7 @@ func (a *api) index(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "+
+	h.Set("Content-Security-Policy", "default-src 'none'; script-src 'nonce-"+nonce+"'; style-src 'nonce-"+nonce+"'; "+
 		"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -380,9 +382,34 @@ func TestThePageShowsItsProject(t *testing.T) {
 	require.Equal(t, http.StatusOK, r.StatusCode)
 	require.Equal(t, "text/html; charset=utf-8", r.Header.Get("Content-Type"))
 	require.Equal(t, "no-store", r.Header.Get("Cache-Control"))
-	require.Contains(t, r.Header.Get("Content-Security-Policy"), "default-src 'none'")
+	policy := r.Header.Get("Content-Security-Policy")
+	require.Contains(t, policy, "default-src 'none'")
+	require.NotContains(t, policy, "unsafe")
+	nonce := regexp.MustCompile(`script-src 'nonce-([A-Z0-9]+)'`).FindStringSubmatch(policy)
+	require.Len(t, nonce, 2)
+	require.Equal(t, 2, strings.Count(r.text, `nonce="`+nonce[1]+`"`))
+	require.NotContains(t, s.get(s.URL+"/").text, nonce[1])
 	require.Contains(t, r.text, s.project.String())
 	require.Equal(t, http.StatusNotFound, s.get(s.URL+"/other").StatusCode)
+}
+
+// TestNamesOfOtherMachinesAreRefused where only this machine can ask: a page that is elsewhere may have
+// given its own name this address.
+func TestNamesOfOtherMachinesAreRefused(t *testing.T) {
+	for listener, others := range map[string]int{"127.0.0.1:80": http.StatusMisdirectedRequest, "[::1]:80": http.StatusMisdirectedRequest, "10.0.0.1:80": http.StatusOK} {
+		addr, err := net.ResolveTCPAddr("tcp", listener)
+		require.NoError(t, err)
+		h := localNames(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), addr)
+		for host, want := range map[string]int{
+			"localhost": http.StatusOK, "localhost:8080": http.StatusOK, "127.0.0.1:8080": http.StatusOK, "[::1]": http.StatusOK, "[::1]:8080": http.StatusOK,
+			"evil.example": others, "evil.example:8080": others, "localhost.evil.example": others, "": others,
+		} {
+			r, w := httptest.NewRequest(http.MethodGet, "/", nil), httptest.NewRecorder()
+			r.Host = host
+			h.ServeHTTP(w, r)
+			require.Equal(t, want, w.Code, "%s at %s", host, listener)
+		}
+	}
 }
 
 func TestTheAgentsDoAllThatThereIsToDo(t *testing.T) {

@@ -1,0 +1,175 @@
+package eventbus
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// encodePayload gives the JSON of a payload, every field present.
+func encodePayload(payload Payload) (json.RawMessage, error) {
+	v := reflect.ValueOf(payload)
+	for v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil, invalid("payload", "payload", "is nil")
+		}
+		v = v.Elem()
+	}
+	s, err := schemaOf(v.Type())
+	if err != nil {
+		return nil, fmt.Errorf("eventbus: payload of %s: %w", payload.EventType(), err)
+	}
+	p := problems{subject: "payload"}
+	if s.custom || len(s.fields) == 0 {
+		raw := s.encodeWhole(v, &p)
+		return raw, p.err()
+	}
+	b := append(make([]byte, 0, 256), '{')
+	for i := range s.fields {
+		f := &s.fields[i]
+		fv := v.FieldByIndex(f.index)
+		if f.omitZero && fv.IsZero() {
+			continue
+		}
+		if f.required && fv.IsZero() && (f.typ == uuidType || fv.Kind() == reflect.Map) {
+			p.add(f.name, "is required")
+			continue
+		}
+		before := len(p.fields)
+		checkValue(fv, f.name, 0, p.add)
+		if len(p.fields) > before {
+			continue
+		}
+		end := len(b)
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = appendString(b, f.name)
+		b = append(b, ':')
+		var err error
+		if b, err = f.append(b, fv); err != nil {
+			p.add(f.name, "cannot be written as JSON")
+			b = b[:end]
+		}
+	}
+	return append(b, '}'), p.err()
+}
+
+// append appends the JSON of the field's value.
+func (f *schemaField) append(b []byte, v reflect.Value) ([]byte, error) {
+	switch f.form {
+	case textForm:
+		return appendString(b, v.String()), nil
+	case uuidForm:
+		return append(appendUUID(append(b, '"'), v.Interface().(uuid.UUID)), '"'), nil
+	case optionalTextForm:
+		switch {
+		case !v.IsNil():
+			return appendString(b, v.Elem().String()), nil
+		case f.fallback != nil:
+			return appendString(b, *f.fallback), nil
+		}
+		return append(b, "null"...), nil
+	}
+	switch v.Kind() {
+	case reflect.Slice:
+		if v.IsNil() {
+			return append(b, "[]"...), nil
+		}
+	case reflect.Map:
+		if v.IsNil() {
+			return append(b, "{}"...), nil
+		}
+	}
+	value, err := marshal(v.Interface())
+	return append(b, value...), err
+}
+
+// encodeWhole writes a map, or a type that has its own way to JSON.
+func (s *schema) encodeWhole(v reflect.Value, p *problems) json.RawMessage {
+	checkValue(v, "payload", 0, p.add)
+	if len(p.fields) > 0 {
+		return nil
+	}
+	if v.Kind() == reflect.Map && v.IsNil() {
+		return json.RawMessage("{}")
+	}
+	raw, err := marshal(v.Interface())
+	if err != nil {
+		p.add("payload", "cannot be written as JSON")
+		return nil
+	}
+	if err := checkObject(raw); err != nil {
+		p.add("payload", "%s", err)
+	}
+	return raw
+}
+
+// maxDepth is how deep a payload's values may nest; a value that holds itself
+// ends here instead of in a stack overflow.
+const maxDepth = 1000
+
+// checkValue reports what JSON cannot carry: NaN, infinities and text that is
+// not UTF-8, which encoding/json would replace without a word. It is false when
+// the value nests too deep: then the search has ended there, for a value that
+// holds itself twice has more paths than there is time.
+func checkValue(v reflect.Value, path string, depth int, report func(path, format string, args ...any)) bool {
+	if depth > maxDepth {
+		report(path, "nests deeper than %d", maxDepth)
+		return false
+	}
+	switch v.Kind() {
+	case reflect.Float32, reflect.Float64:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			report(path, "is not a finite number")
+		}
+	case reflect.String:
+		if !utf8.ValidString(v.String()) {
+			report(path, "%s", errNotUTF8)
+		}
+	case reflect.Pointer, reflect.Interface:
+		return v.IsNil() || checkValue(v.Elem(), path, depth+1, report)
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !validJSON(raw)) {
+				report(path, "%s", errNotJSON)
+			}
+			return true
+		}
+		for i := range v.Len() {
+			if !checkValue(v.Index(i), path+"["+strconv.Itoa(i)+"]", depth+1, report) {
+				return false
+			}
+		}
+	case reflect.Map:
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		for _, k := range keys {
+			if k.Kind() == reflect.String && !utf8.ValidString(k.String()) {
+				report(path, "has a key that %s", errNotUTF8)
+				continue
+			}
+			if !checkValue(v.MapIndex(k), path+"."+fmt.Sprint(k), depth+1, report) {
+				return false
+			}
+		}
+	case reflect.Struct:
+		for _, f := range jsonFields(v.Type()) {
+			field, err := v.FieldByIndexErr(f.Index)
+			if err != nil {
+				continue // behind an embedded nil pointer, so not written
+			}
+			if !checkValue(field, path+"."+f.json, depth+1, report) {
+				return false
+			}
+		}
+	}
+	return true
+}

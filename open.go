@@ -1,0 +1,205 @@
+package eventbus
+
+import (
+	"context"
+)
+
+// open begins a subscription. It waits until all its channels can be read.
+func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
+	if err := b.made(); err != nil {
+		return nil, err
+	}
+	if err := sub.check(&b.options); err != nil {
+		if len(sub.Channels) > b.options.maxChannels {
+			b.stats.refusedChannels.Add(1)
+		}
+		return nil, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	if !b.enter() {
+		return nil, ErrClosed
+	}
+	r := &reader{bus: b, waiter: newWaiter()}
+	if err := b.admit(r, sub.Identity); err != nil {
+		b.leave()
+		return nil, err
+	}
+	r.counted = true
+	if r.named {
+		b.watchOnce.Do(func() { b.spawn(b.watch) })
+		if err := b.await(ctx, b.watches); err != nil {
+			r.close()
+			return nil, err
+		}
+	}
+	if err := b.begin(ctx, r, sub); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// await waits for what must be there before a subscription can begin.
+func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.draining:
+		return ErrClosed
+	}
+}
+
+// newReader makes a reader of the bus's own, which no limit counts.
+func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
+	r := &reader{bus: b, waiter: newWaiter()}
+	if err := b.begin(ctx, r, sub); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// begin sets a reader to where its subscription begins. With an error, it closes it.
+func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error) {
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	r.types = newTypeFilter(sub.Types)
+	var names []string
+	for _, c := range sub.Channels {
+		t := b.feed.acquire(c)
+		r.lanes = append(r.lanes, &lane{tail: t, place: place{waiter: r.waiter}})
+		names = append(names, t.name)
+	}
+	r.key = newCursorKey(names)
+	for _, l := range r.lanes {
+		if err := b.await(ctx, l.tail.opened); err != nil {
+			return err
+		}
+	}
+	return r.start(ctx, sub, names)
+}
+
+// start puts the lanes where the subscription begins: at the present, or elsewhere.
+func (r *reader) start(ctx context.Context, sub Subscription, names []string) error {
+	for _, l := range r.lanes {
+		l.tail.begin(&l.place)
+		l.began = l.place.pos
+	}
+	r.passed()
+	after := sub.After
+	switch id := sub.LastEventID; {
+	case id == "":
+		if sub.Oldest {
+			r.startAt(Position{})
+			return nil
+		}
+	case isUUID(id):
+		return r.startAtEvent(ctx, id)
+	default:
+		cursor, err := ParseCursor(id)
+		pos, posErr := ParsePosition(id)
+		switch {
+		case err == nil:
+			after = cursor
+		case posErr == nil && len(r.lanes) == 1:
+			r.startAt(pos)
+			return nil
+		default:
+			r.startAt(unknown)
+			return nil
+		}
+	}
+	if after.IsZero() {
+		return nil
+	}
+	entries, err := after.entries(names)
+	if err != nil {
+		return err
+	}
+	for i, e := range entries {
+		l := r.lanes[i]
+		if e != nil {
+			l.place.pos, l.began, l.hole = e.pos, e.began, e.hole
+		} else if end, err := l.tail.logEnd(ctx); err == nil {
+			// The tail may be behind: other channels may have brought what is on its way to it.
+			l.place.pos, l.began = end, end
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// startAt puts all lanes at a position from which the first look at the log tells where they begin.
+func (r *reader) startAt(pos Position) {
+	for _, l := range r.lanes {
+		l.place.pos, l.began = pos, Position{}
+	}
+}
+
+func isUUID(s string) bool {
+	_, err := parseUUID(s)
+	return err == nil
+}
+
+// startAtEvent begins behind the event with this id.
+func (r *reader) startAtEvent(ctx context.Context, id string) error {
+	for _, l := range r.lanes {
+		pos, ok, err := r.bus.findEvent(ctx, l.tail, id)
+		switch {
+		case err != nil:
+			return err
+		case ok:
+			l.place.pos = pos
+		default:
+			l.place.pos = unknown
+		}
+		l.began = Position{}
+	}
+	return nil
+}
+
+// findEvent looks for an event in a tail and then in its log, for one reader at
+// a time: searching a log is the dearest thing that a client can ask for.
+func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (Position, bool, error) {
+	if pos, ok := t.locate(id); ok {
+		return pos, true, nil
+	}
+	select {
+	case b.searching <- struct{}{}:
+	case <-ctx.Done():
+		return Position{}, false, context.Cause(ctx)
+	}
+	type answer struct {
+		pos Position
+		ok  bool
+		err error
+	}
+	answers := make(chan answer, 1)
+	b.spawn(func() {
+		defer func() { <-b.searching }()
+		var a answer
+		a.pos, a.ok, a.err = b.log.find(b.ctx, t.name, id)
+		answers <- a
+	})
+	select {
+	case a := <-answers:
+		return a.pos, a.ok, a.err
+	case <-ctx.Done():
+		return Position{}, false, context.Cause(ctx)
+	}
+}
+
+func (r *reader) close() {
+	for _, l := range r.lanes {
+		l.tail.forget(&l.place)
+		r.bus.feed.release(l.tail)
+	}
+	if r.counted {
+		r.bus.dismiss(r)
+		r.bus.leave()
+	}
+}

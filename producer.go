@@ -1,0 +1,203 @@
+package eventbus
+
+import (
+	"context"
+	"crypto/rand"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+)
+
+// The commits gather what is published at the same time into common calls. There
+// is no delay: a worker that is free takes what there is, and what comes while
+// all are on the wire goes together into the next call. Each node of a cluster has a
+// queue and workers of its own, so that one that does not answer holds up nothing else.
+type commits struct {
+	bus *Bus
+
+	mu     sync.Mutex // guards following
+	queues map[string]*commitQueue
+}
+
+// A commitQueue is what is to go to one node.
+type commitQueue struct {
+	bus  *Bus
+	wake chan struct{}
+
+	mu      sync.Mutex // guards following
+	waiting []*commit
+}
+
+const (
+	commitWorkers = 4
+	commitRecords = 64      // in one call; with more, Redis and the publishers wait for each other
+	commitBytes   = 1 << 20 // in one call, unless one record is longer
+
+	// commitPatience is for how long a call is repeated that may have run. One that certainly has not
+	// is given up sooner, while its callers still wait for the answer.
+	commitPatience = 10 * time.Minute
+)
+
+// queue gives the queue of a node.
+func (cs *commits) queue(node string) *commitQueue {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if q := cs.queues[node]; q != nil {
+		return q
+	}
+	q := &commitQueue{bus: cs.bus, wake: make(chan struct{}, commitWorkers)}
+	if cs.queues == nil {
+		cs.queues = make(map[string]*commitQueue)
+	}
+	cs.queues[node] = q
+	for range commitWorkers {
+		cs.bus.spawn(func() { q.work(cs.bus.ctx) })
+	}
+	return q
+}
+
+// add queues a commit, whose records go to one node.
+func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
+	q := cs.queue(cs.bus.log.node(ctx, c.records[0].name))
+	q.mu.Lock()
+	q.waiting = append(q.waiting, c)
+	q.mu.Unlock()
+	signal(q.wake)
+	return q
+}
+
+// withdraw takes a commit back that no worker has taken up, and reports whether it could.
+func (q *commitQueue) withdraw(c *commit) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := slices.Index(q.waiting, c)
+	if i >= 0 {
+		q.waiting = slices.Delete(q.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
+// work makes calls until the bus is closed. A worker is a producer, as append.lua has it.
+func (q *commitQueue) work(ctx context.Context) {
+	id, number := rand.Text(), int64(0)
+	for {
+		select {
+		case <-q.wake:
+		case <-ctx.Done():
+			return
+		}
+		for {
+			for n := -1; n < q.length(); { // as long as it brings more
+				n = q.length()
+				runtime.Gosched()
+			}
+			batch := q.take()
+			if len(batch) == 0 {
+				break
+			}
+			number++
+			if left := q.settle(ctx, q.bus.log.newAppendCalls(id, number, batch), true); left != nil {
+				// One channel must not hold up a node: what is left goes on by itself, as the last
+				// call of this producer, and the worker is another one from now on.
+				q.bus.spawn(func() { q.settle(ctx, left, false) })
+				id, number = rand.Text(), 0
+			}
+		}
+	}
+}
+
+// settle repeats calls until it is known what became of their commits. If part says so, it gives
+// back what is left as soon as Redis has settled a part of them.
+func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool) (left []*appendCall) {
+	var retry backoff
+	began := time.Now()
+	for {
+		before := unsettled(calls)
+		if calls = q.bus.log.send(ctx, calls); len(calls) == 0 {
+			return nil
+		}
+		if part && unsettled(calls) < before {
+			return calls
+		}
+		tried := time.Since(began)
+		if calls = slices.DeleteFunc(calls, func(c *appendCall) bool {
+			return c.giveUp(tried > commitPatience, tried > q.bus.options.publishTimeout/2)
+		}); len(calls) == 0 {
+			return nil
+		}
+		q.bus.stats.retries.Add(1)
+		select {
+		case <-retry.after():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func unsettled(calls []*appendCall) (n int) {
+	for _, c := range calls {
+		n += len(c.commits)
+	}
+	return n
+}
+
+// giveUp ends a call: when it is late, or when it is tiring, or nobody waits, and it has certainly not
+// run. Its commits keep the error of the last attempt.
+func (c *appendCall) giveUp(late, tiring bool) bool {
+	awaited := slices.ContainsFunc(c.commits, func(c *commit) bool { return c.callers.Load() > 0 })
+	if !late && (c.lost || awaited && !tiring) {
+		return false
+	}
+	for _, commit := range c.commits {
+		close(commit.done)
+	}
+	return true
+}
+
+func (q *commitQueue) length() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
+}
+
+// take gives what fits into one call.
+func (q *commitQueue) take() []*commit {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n, records, bytes := 0, 0, 0
+	for _, c := range q.waiting {
+		records += len(c.records)
+		bytes += len(c.event)
+		if n > 0 && (records > commitRecords || bytes > commitBytes) {
+			signal(q.wake) // for another worker
+			break
+		}
+		n++
+	}
+	batch := slices.Clone(q.waiting[:n])
+	q.waiting = slices.Delete(q.waiting, 0, n)
+	return batch
+}
+
+// newAppendCalls makes one call of a batch; in a cluster one for each channel, as hardly any two
+// share a slot.
+func (l *redisLog) newAppendCalls(producer string, number int64, batch []*commit) []*appendCall {
+	if !l.perChannel {
+		return []*appendCall{l.newAppendCall(producer, number, batch)}
+	}
+	var order []string
+	parts := make(map[string][]*commit)
+	for _, c := range batch {
+		name := c.records[0].name // there is no other
+		if parts[name] == nil {
+			order = append(order, name)
+		}
+		parts[name] = append(parts[name], c)
+	}
+	calls := make([]*appendCall, len(order))
+	for i, name := range order {
+		calls[i] = l.newAppendCall(producer, number, parts[name])
+	}
+	return calls
+}

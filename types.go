@@ -1,0 +1,46 @@
+package eventbus
+
+import "path"
+
+// The bounds of [Subscription].Types.
+const (
+	maxGlobs      = 32
+	maxGlobLength = 128
+)
+
+// A typeFilter is the globs of a subscription. It looks at each type once.
+type typeFilter struct {
+	globs []string
+	known map[Type]bool
+}
+
+// mostKnownTypes bounds what a filter remembers. Programs have some dozens of types.
+const mostKnownTypes = 256
+
+func newTypeFilter(globs []string) *typeFilter {
+	if len(globs) == 0 {
+		return nil
+	}
+	return &typeFilter{globs: globs, known: make(map[Type]bool)}
+}
+
+// has reports whether the filter lets the type through. A nil filter lets all through.
+func (f *typeFilter) has(t Type) bool {
+	if f == nil {
+		return true
+	}
+	has, ok := f.known[t]
+	if ok {
+		return has
+	}
+	for _, glob := range f.globs {
+		if ok, _ := path.Match(glob, string(t)); ok {
+			has = true
+			break
+		}
+	}
+	if len(f.known) < mostKnownTypes {
+		f.known[t] = has
+	}
+	return has
+}

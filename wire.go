@@ -1,0 +1,248 @@
+package eventbus
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// appendJSON appends the event without its cursor; it is valid.
+func (ev *Event) appendJSON(b []byte) []byte {
+	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a cursor
+	b = append(b, `{"id":`...)
+	b = appendString(b, ev.ID)
+	b = append(b, `,"type":`...)
+	b = appendString(b, string(ev.Type))
+	b = append(b, `,"timestamp":"`...)
+	b = appendTime(b, ev.Timestamp)
+	b = append(b, `","project_id":"`...)
+	b = appendUUID(b, ev.ProjectID)
+	b = append(b, `","actor_id":`...)
+	if ev.ActorID == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, '"')
+		b = appendUUID(b, *ev.ActorID)
+		b = append(b, '"')
+	}
+	b = append(b, `,"actor_type":`...)
+	b = appendString(b, string(ev.ActorType))
+	b = append(b, `,"payload":`...)
+	if len(ev.Payload) == 0 {
+		b = append(b, "{}"...)
+	} else {
+		b = append(b, oneLine(ev.Payload)...)
+	}
+	return append(b, '}')
+}
+
+// appendWire appends the event as it travels on a channel, with its cursor when
+// it has a position.
+func (ev *Event) appendWire(b []byte) []byte {
+	b = ev.appendJSON(b)
+	if ev.Position.IsZero() {
+		return b
+	}
+	b = append(b[:len(b)-1], `,"cursor":"`...)
+	b = ev.Position.append(b)
+	return append(b, `"}`...)
+}
+
+// appendTime appends a time as RFC 3339 in UTC, to the microsecond. (AppendFormat
+// takes ten times as long.)
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 { // Validate refuses it, MarshalJSON does not
+		return t.AppendFormat(b, "2006-01-02T15:04:05.999999Z")
+	}
+	hour, minute, second := t.Clock()
+	b = appendDigits(b, year, 4)
+	b = appendDigits(append(b, '-'), int(month), 2)
+	b = appendDigits(append(b, '-'), day, 2)
+	b = appendDigits(append(b, 'T'), hour, 2)
+	b = appendDigits(append(b, ':'), minute, 2)
+	b = appendDigits(append(b, ':'), second, 2)
+	if micros := t.Nanosecond() / 1000; micros > 0 {
+		b = appendDigits(append(b, '.'), micros, 6)
+	}
+	return append(b, 'Z')
+}
+
+// appendDigits appends a number in so many digits.
+func appendDigits(b []byte, n, digits int) []byte {
+	b = append(b, "000000"[:digits]...)
+	for i := len(b) - 1; n > 0 && digits > 0; i, digits = i-1, digits-1 {
+		b[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return b
+}
+
+func appendUUID(b []byte, u uuid.UUID) []byte {
+	for i, octet := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b = append(b, '-')
+		}
+		b = append(b, hexDigits[octet>>4], hexDigits[octet&15])
+	}
+	return b
+}
+
+const hexDigits = "0123456789abcdef"
+
+// decode reads an event. Its payload shares memory with data.
+func decode(data []byte) (Event, error) {
+	a, err := decodeArrival(data)
+	return a.Event, err
+}
+
+// decodeArrival reads an event as it comes on a channel.
+func decodeArrival(data []byte) (a arrival, err error) {
+	d := decoder{problems: problems{subject: "event"}}
+	if err := eachMember(data, d.take); err != nil {
+		return arrival{}, invalid("event", "event", "%s", err)
+	}
+	ev := &a.Event
+	if s, ok := d.text("id", d.id); ok {
+		ev.ID = string(s)
+	}
+	if s, ok := d.text("type", d.typ); ok {
+		if ev.Type, ok = registeredName(s); !ok {
+			if ev.Type = Type(s); !ev.Type.wellFormed() {
+				d.add("type", "%s is not of the form domain.action", excerpt(string(s)))
+			}
+		}
+	}
+	if s, ok := d.text("timestamp", d.timestamp); ok {
+		if ev.Timestamp, err = parseTime(s); err != nil {
+			d.add("timestamp", "%s is not an RFC 3339 time", excerpt(string(s)))
+		}
+	}
+	ev.ProjectID, _ = d.uuid("project_id", d.project)
+	if d.actor != nil && string(d.actor) != "null" {
+		if id, ok := d.uuid("actor_id", d.actor); ok {
+			ev.ActorID = &id
+		}
+	}
+	if s, ok := d.text("actor_type", d.actorType); ok {
+		if ev.ActorType = knownActor(s); !ev.ActorType.known() {
+			d.add("actor_type", "%s is not one of agent, user, system", excerpt(string(s)))
+		}
+	}
+	switch {
+	case d.payload == nil:
+		ev.Payload = json.RawMessage("{}")
+	case d.payload[0] != '{':
+		d.add("payload", "%s", errNotObject)
+	default:
+		ev.Payload = oneLine(d.payload)
+	}
+	// A position that cannot be read is none: the event is then foreign.
+	ev.Position, _ = ParsePosition(optional(d.position))
+	a.also, a.prev = optional(d.also), optional(d.prev)
+	return a, d.err()
+}
+
+// A decoder has the members of an event as they are written, and what is wrong with them.
+type decoder struct {
+	problems
+	id, typ, timestamp, project, actor, actorType, payload, position, also, prev []byte
+}
+
+func (d *decoder) take(name, value []byte) {
+	switch string(name) {
+	case "id":
+		d.id = value
+	case "type":
+		d.typ = value
+	case "timestamp":
+		d.timestamp = value
+	case "project_id":
+		d.project = value
+	case "actor_id":
+		d.actor = value
+	case "actor_type":
+		d.actorType = value
+	case "payload":
+		d.payload = value
+	case "cursor":
+		d.position = value
+	case "also":
+		d.also = value
+	case "prev":
+		d.prev = value
+	}
+}
+
+// text gives the text of a member that must be a string.
+func (d *decoder) text(field string, value []byte) ([]byte, bool) {
+	switch {
+	case value == nil:
+		d.add(field, "is required")
+	case value[0] != '"':
+		d.add(field, "is not a string")
+	default:
+		return unquote(value), true
+	}
+	return nil, false
+}
+
+func (d *decoder) uuid(field string, value []byte) (id uuid.UUID, ok bool) {
+	s, ok := d.text(field, value)
+	if !ok {
+		return id, false
+	}
+	id, err := readUUID(s)
+	if err != nil {
+		d.add(field, "%s is not a UUID", excerpt(string(s)))
+	}
+	return id, err == nil
+}
+
+// optional gives the text of a string, "" for anything else.
+func optional(value []byte) string {
+	if len(value) == 0 || value[0] != '"' {
+		return ""
+	}
+	return string(unquote(value))
+}
+
+// knownActor is the actor type of this name, without a copy where it is a known one.
+func knownActor(name []byte) ActorType {
+	for _, t := range []ActorType{ActorAgent, ActorUser, ActorSystem} {
+		if string(name) == string(t) {
+			return t
+		}
+	}
+	return ActorType(name)
+}
+
+// timeLayouts are the forms in which timestamps come: RFC 3339, without a zone,
+// and both with a blank, as Python's str(datetime) has it. Fractions of seconds
+// are read without standing in a layout.
+var timeLayouts = []string{
+	time.RFC3339,
+	"2006-01-02T15:04:05",
+	"2006-01-02 15:04:05Z07:00",
+	"2006-01-02 15:04:05",
+}
+
+var errYear = errors.New("the year is outside 1 to 9999")
+
+func parseTime(text []byte) (t time.Time, err error) {
+	s := string(text)
+	for _, layout := range timeLayouts {
+		if t, err = time.Parse(layout, s); err == nil {
+			t = t.UTC().Truncate(time.Microsecond)
+			if y := t.Year(); y < 1 || y > 9999 { // RFC 3339 has no way to write it
+				return time.Time{}, errYear
+			}
+			return t, nil
+		}
+	}
+	return time.Time{}, err
+}
