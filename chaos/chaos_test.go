@@ -105,16 +105,16 @@ func wreak(t *testing.T, d *deployment, r *rand.Rand, runFor time.Duration) bala
 	})
 	waiting := accounts
 	late := time.Now().Add(time.Minute)
-	for c := newChecker(w.ledger, logs); len(waiting) > 0 && time.Now().Before(late); {
+	for c := newChecker(w.ledger, logs, d.sharded); len(waiting) > 0 && time.Now().Before(late); {
 		if c.settled(waiting[0]) {
 			waiting = waiting[1:]
 			continue
 		}
 		time.Sleep(200 * time.Millisecond)
-		c = newChecker(w.ledger, logs)
+		c = newChecker(w.ledger, logs, d.sharded)
 	}
 	stop()
-	b := newChecker(w.ledger, logs).all(w.ledger, d.lossless)
+	b := newChecker(w.ledger, logs, d.sharded).all(w.ledger, d.lossless)
 	for _, kind := range b.notes {
 		t.Log(strings.Join(kind, "\n"))
 	}
@@ -133,7 +133,7 @@ func (w *world) mark(accounts []*account, text string) {
 	w.t.Helper()
 	marks := make(map[string]string)
 	for i, p := range w.projects {
-		id := w.insist(w.random(uint64(2000+i)), p, p.others, text)
+		id := w.insist(w.random(uint64(2000+i)), p, p.others, text, true)
 		for _, c := range p.channels() {
 			marks[c.String()] = id
 		}

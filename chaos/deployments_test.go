@@ -21,6 +21,7 @@ type deployment struct {
 	direct   redis.UniversalClient       // for reading the logs in the end
 	options  []eventbus.Option
 	lossless bool // what was acknowledged is never lost
+	sharded  bool // each of several servers loses its newest entries by itself
 
 	lines   []*line // between buses and Redis
 	servers []*server
@@ -134,7 +135,7 @@ func sentinels(t testing.TB, r *rand.Rand) *deployment {
 // cluster is three masters with a replica each.
 func cluster(t testing.TB, r *rand.Rand) *deployment {
 	c := redistest.StartCluster(t, 3, true)
-	d := &deployment{servers: newServers(t, false, slices.Concat(c.Masters, c.Replicas)...)}
+	d := &deployment{sharded: true, servers: newServers(t, false, slices.Concat(c.Masters, c.Replicas)...)}
 	if r.IntN(2) == 0 {
 		d.options = append(d.options, eventbus.WithShardedPubSub())
 	}

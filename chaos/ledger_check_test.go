@@ -23,13 +23,14 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 	one := map[string][]entry{project: log(1, 2, 3, 4)}
 	rewound := map[string][]entry{project: log(1, 2, 4)} // 3 was there once
 	both := map[string][]entry{project: log(1, 2, 3, 4), user: log(2, 3)}
-	type want struct{ lost, duplicated, disordered, untold int }
+	type want struct{ lost, duplicated, disordered, untold, corners int }
 	for _, tc := range []struct {
 		name     string
 		logs     map[string][]entry
 		channels []string
 		items    []item
 		lossless bool
+		sharded  bool
 		want     want
 	}{
 		{name: "everything in order", logs: one, items: []item{ev(project, 1), ev(project, 2), ev(project, 3), ev(project, 4)}, lossless: true},
@@ -72,6 +73,12 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 			items: []item{ev(project, 1), ev(project, 2), ev(project, 3), at(ev(project, 4), project, "5-4"), at(ev(project, 3), project, "5-5")}, want: want{duplicated: 1}},
 		{name: "twice in the log", logs: map[string][]entry{project: log(1, 2, 3, 4, 2)},
 			items: []item{ev(project, 1), ev(project, 2), ev(project, 3), ev(project, 4), at(ev(project, 2), project, "5-5")}, want: want{duplicated: 2}},
+		{name: "not given from the second channel, and the first has lost it", logs: map[string][]entry{project: log(1, 4), user: log(2, 3)}, channels: []string{project, user}, sharded: true,
+			items: []item{ev(project, 1), at(ev(user, 3), user, "5-2"), at(ev(project, 4), project, "5-2")}, want: want{corners: 1}},
+		{name: "not given from the second channel, and the first has it", logs: both, channels: []string{project, user}, sharded: true,
+			items: []item{ev(project, 1), ev(project, 3), ev(project, 4)}, want: want{lost: 1}},
+		{name: "from both channels, with two gaps in one", logs: both, channels: []string{project, user},
+			items: []item{gap(project), gap(project), ev(project, 2), at(ev(user, 2), user, "5-1"), ev(project, 3), ev(project, 4)}, want: want{corners: 1}},
 		{name: "another epoch without a gap", logs: one,
 			items: []item{ev(project, 1), ev(project, 2), at(ev(project, 3), project, "4-9"), ev(project, 4)}, want: want{disordered: 2}},
 	} {
@@ -92,8 +99,8 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 			for _, it := range tc.items {
 				a.add(it)
 			}
-			b := newChecker(l, tc.logs).all(l, tc.lossless)
-			if got := (want{b.lost, b.duplicated, b.disordered, b.untold}); got != tc.want {
+			b := newChecker(l, tc.logs, tc.sharded).all(l, tc.lossless)
+			if got := (want{b.lost, b.duplicated, b.disordered, b.untold, b.corners}); got != tc.want {
 				t.Errorf("got %+v, want %+v: %q", got, tc.want, b.notes)
 			}
 			if b.broken() != (tc.want.lost+tc.want.duplicated+tc.want.disordered > 0) || b.broken() != (len(b.notes) > 0) {
@@ -111,7 +118,7 @@ func TestGapExcusesNothingThatCameLater(t *testing.T) {
 	time.Sleep(time.Millisecond)
 	l.publish("id1", []string{"project:1"})
 	l.ack("id1")
-	c := newChecker(l, map[string][]entry{"project:1": {}})
+	c := newChecker(l, map[string][]entry{"project:1": {}}, false)
 	if b := c.all(l, false); b.untold != 1 || b.rolledBack != 1 {
 		t.Errorf("%d untold, %d rolled back", b.untold, b.rolledBack)
 	}

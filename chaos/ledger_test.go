@@ -106,6 +106,9 @@ type balance struct {
 	// listening when it was there cannot know: nothing is missing behind their position.
 	rolledBack, untold int
 
+	// corners counts what is lost or duplicated as the docs say that it can be: see corner.
+	corners int
+
 	notes map[string][]string // what is wrong, in words; the first of each kind
 }
 
@@ -129,6 +132,7 @@ func (b *balance) add(c balance) {
 	b.retried += c.retried
 	b.rolledBack += c.rolledBack
 	b.untold += c.untold
+	b.corners += c.corners
 	b.lost += c.lost
 	b.duplicated += c.duplicated
 	b.disordered += c.disordered
@@ -141,9 +145,9 @@ func (b *balance) add(c balance) {
 
 func (b *balance) broken() bool { return b.lost+b.duplicated+b.disordered > 0 }
 
-const columns = "published  delivered   replayed       gaps    retried  rolled back     untold       lost  duplicated  out of order"
+const columns = "published  delivered   replayed       gaps    retried  rolled back     untold    corners       lost  duplicated  out of order"
 
 func (b *balance) String() string {
-	return fmt.Sprintf("%9d  %9d  %9d  %9d  %9d  %11d  %9d  %9d  %10d  %12d",
-		b.published, b.delivered, b.replayed, b.gaps, b.retried, b.rolledBack, b.untold, b.lost, b.duplicated, b.disordered)
+	return fmt.Sprintf("%9d  %9d  %9d  %9d  %9d  %11d  %9d  %9d  %9d  %10d  %12d",
+		b.published, b.delivered, b.replayed, b.gaps, b.retried, b.rolledBack, b.untold, b.corners, b.lost, b.duplicated, b.disordered)
 }

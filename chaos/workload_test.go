@@ -161,7 +161,7 @@ func (w *world) publish(n uint64, until <-chan struct{}) {
 				others = append(others, c)
 			}
 		}
-		w.insist(r, p, others, fmt.Sprintf("%d of %d", i, n))
+		w.insist(r, p, others, fmt.Sprintf("%d of %d", i, n), r.IntN(2) == 0)
 		pause := time.Duration(r.IntN(40)) * time.Millisecond
 		if r.IntN(50) == 0 {
 			pause *= 10
@@ -174,8 +174,9 @@ func (w *world) publish(n uint64, until <-chan struct{}) {
 	}
 }
 
-// insist publishes an event until it is accepted, through whichever bus, and gives its id.
-func (w *world) insist(r *rand.Rand, p project, others []eventbus.Channel, text string) string {
+// insist publishes an event until it is accepted, and gives its id: through whichever bus, with
+// Idempotent; or without, through one, and gives up ("") when that bus is closed.
+func (w *world) insist(r *rand.Rand, p project, others []eventbus.Channel, text string, anywhere bool) string {
 	agent := uuid.New()
 	ev, err := eventbus.NewEvent(p.id, eventbus.Agent(agent), eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: text})
 	if err != nil {
@@ -183,10 +184,13 @@ func (w *world) insist(r *rand.Rand, p project, others []eventbus.Channel, text 
 		return ""
 	}
 	w.ledger.publish(ev.ID, append([]string{p.channel().String()}, names(others)...))
-	opts := eventbus.PublishOptions{Channels: others, Idempotent: r.IntN(5) == 0}
+	opts, bus := eventbus.PublishOptions{Channels: others, Idempotent: anywhere}, w.any(r).bus.Load()
 	for w.ctx.Err() == nil {
+		if anywhere {
+			bus = w.any(r).bus.Load()
+		}
 		ctx, cancel := context.WithTimeout(w.ctx, time.Duration(100+r.IntN(3000))*time.Millisecond)
-		_, err := w.any(r).bus.Load().PublishWith(ctx, ev, opts)
+		_, err := bus.PublishWith(ctx, ev, opts)
 		cancel()
 		if err == nil {
 			w.ledger.ack(ev.ID)
@@ -197,8 +201,10 @@ func (w *world) insist(r *rand.Rand, p project, others []eventbus.Channel, text 
 			w.t.Error(err)
 			return ""
 		}
+		if errors.Is(err, eventbus.ErrClosed) && !anywhere {
+			return ""
+		}
 		w.ledger.retry()
-		opts.Idempotent = true // it goes through another bus, perhaps
 		time.Sleep(time.Duration(r.IntN(50)) * time.Millisecond)
 	}
 	return ""
