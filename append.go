@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 type record struct {
 	name  string // the channel, as Redis knows it
 	kind  ChannelKind
+	mark  uint16   // fingerprint of the event
 	pos   Position // where it is; zero while that is not known
 	again bool     // the log had it already
 	err   error
@@ -64,9 +66,12 @@ func (c *commit) settled() bool {
 // An appendCall is one call of append.lua. It takes effect once, however often it is sent.
 type appendCall struct {
 	scriptCall
-	commits []*commit
-	logs    []logCall
-	lost    bool // the answer to an attempt was lost: it may have run
+	producer string
+	number   int64
+	commits  []*commit // that are not settled yet
+	logs     []logCall
+	lost     bool // the answer to an attempt was lost: it may have run
+	moving   bool // the last attempt was refused because a cluster moves a slot
 }
 
 // A logCall is what a call has for one log.
@@ -74,7 +79,6 @@ type logCall struct {
 	name    string
 	kind    ChannelKind
 	records []*record // in the order of its events
-	marks   []uint16  // their fingerprints
 }
 
 // markerTTL is how long the id of an event that was published with Idempotent is remembered
@@ -83,12 +87,12 @@ const markerTTL = 10 * time.Minute
 
 // newAppendCall makes the call of a producer with this number.
 func (l *redisLog) newAppendCall(producer string, number int64, commits []*commit) *appendCall {
-	c := &appendCall{commits: commits}
+	c := &appendCall{producer: producer, number: number, commits: commits}
 	index, events := make(map[string]int, 1), 0
 	for _, commit := range commits {
 		records, _ := commit.pending()
 		for i := range records {
-			c.add(index, commit, &records[i])
+			c.add(index, &records[i], len(commits))
 		}
 		events++
 	}
@@ -117,33 +121,34 @@ func (l *redisLog) newAppendCall(producer string, number int64, commits []*commi
 	return c
 }
 
-// add enters a record into the call of its log.
-func (c *appendCall) add(index map[string]int, commit *commit, r *record) {
+// add enters a record into the call of its log, one of so many perhaps.
+func (c *appendCall) add(index map[string]int, r *record, most int) {
 	i, ok := index[r.name]
 	if !ok {
 		i = len(c.logs)
 		index[r.name] = i
 		c.logs = append(c.logs, logCall{name: r.name, kind: r.kind})
+	} else if cap(c.logs[i].records) == 1 {
+		c.logs[i].records = append(make([]*record, 0, most), c.logs[i].records...)
 	}
 	c.logs[i].records = append(c.logs[i].records, r)
-	c.logs[i].marks = append(c.logs[i].marks, fingerprint(commit.id))
 }
 
 // where tells append.lua where an event goes, and adds the keys of its markers.
 func (c *appendCall) where(index map[string]int, commit *commit) string {
 	records, also := commit.pending()
+	if len(records) == 1 && also == "" && !commit.idempotent {
+		return strconv.Itoa(index[records[0].name] + 1) // Lua counts from 1
+	}
 	logs := make([]string, len(records))
 	for i := range records {
-		logs[i] = strconv.Itoa(index[records[i].name] + 1) // Lua counts from 1
-	}
-	if len(logs) == 1 && also == "" && !commit.idempotent {
-		return logs[0]
+		logs[i] = strconv.Itoa(index[records[i].name] + 1)
 	}
 	first := ""
 	if commit.idempotent {
 		first = strconv.Itoa(len(c.keys) + 1)
 		for i := range records {
-			c.keys = append(c.keys, markerKey(records[i].name, commit.id))
+			c.keys = append(c.keys, markerKey(records[i].name, outcomeKey(commit.id)))
 		}
 	}
 	return strings.Join(logs, ",") + "|" + first + "|" + also
@@ -156,45 +161,64 @@ func (l *redisLog) send(ctx context.Context, calls []*appendCall) (left []*appen
 		scripts[i] = c.scriptCall
 	}
 	for i, cmd := range appendScript.runOnce(ctx, l.client, scripts) {
-		if !l.settle(calls[i], cmd) {
-			left = append(left, calls[i])
+		if c := l.settle(calls[i], cmd); c != nil {
+			left = append(left, c)
 		}
 	}
 	return left
 }
 
-// settle enters what Redis answered to a call, and reports whether nothing is left to be tried.
-func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) bool {
+// settle enters what Redis answered to a call, and gives the call that is left to be made; nil where
+// there is none.
+func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) *appendCall {
 	reply, err := cmd.Result()
 	replies, ok := reply.([]any)
 	if err == nil && (!ok || len(replies) != len(c.logs)) {
 		err = fmt.Errorf("unexpected reply %T to append", reply)
 	}
+	c.moving = false
 	if err != nil {
 		// A script that a server refuses, or that it ends with an error, has appended nothing.
 		var server redis.Error
-		c.lost = c.lost || !errors.As(err, &server) && !neverSent(err)
+		answered := errors.As(err, &server)
+		c.lost = c.lost || !answered && !neverSent(err)
+		c.moving = answered && movingReply(server.Error())
 		c.fail(l.unavailable(err))
 	} else {
 		for i, log := range c.logs {
-			l.saw(log.name, log.settle(replies[i]))
+			l.saw(log.name, log.settle(replies[i], c.lost))
 		}
 	}
-	left := c.commits[:0]
-	for _, commit := range c.commits {
-		if commit.settled() {
-			close(commit.done)
-			continue
-		}
-		for i := range commit.records {
-			if err := commit.records[i].err; err != nil {
-				commit.failing.Store(&err)
-			}
-		}
-		left = append(left, commit)
+	before := len(c.commits)
+	c.commits = slices.DeleteFunc(c.commits, (*commit).finish)
+	switch {
+	case len(c.commits) == 0:
+		return nil
+	case len(c.commits) < before:
+		// What was answered for good must not be tried again.
+		return l.newAppendCall(c.producer, c.number+1, c.commits)
 	}
-	c.commits = left
-	return len(left) == 0
+	return c
+}
+
+// finish closes a commit that is settled, and reports whether it is.
+func (c *commit) finish() bool {
+	if c.settled() {
+		c.close()
+		return true
+	}
+	for i := range c.records {
+		if err := c.records[i].err; err != nil {
+			c.failing.Store(&err)
+		}
+	}
+	return false
+}
+
+// close says that no more will be known.
+func (c *commit) close() {
+	c.event = nil
+	close(c.done)
 }
 
 // fail enters an error for all records of which nothing better is known.
@@ -209,7 +233,7 @@ func (c *appendCall) fail(err error) {
 }
 
 // settle enters the answer for one log, and gives the last position in it.
-func (c *logCall) settle(reply any) (last Position) {
+func (c *logCall) settle(reply any, lost bool) (last Position) {
 	s, _ := reply.(string)
 	items := strings.Split(s, "\n")
 	for n, r := range c.records {
@@ -224,9 +248,10 @@ func (c *logCall) settle(reply any) (last Position) {
 			*r = parseItem(*r, "", 0)
 		}
 		if !r.pos.IsZero() {
-			r.pos.mark = c.marks[n]
+			r.pos.mark = r.mark
 			last = r.pos
 		}
+		r.sure = r.sure && !lost // or else what was on its way can still come
 	}
 	return last
 }

@@ -27,25 +27,27 @@
 -- appended between two messages, even if the numbers do not show it, because a master that lacked the
 -- newest entries has given theirs again.
 
-local sub = string.sub
-local producer, call, publish, markerLife = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local now = millis()
+local sub, byte = string.sub, string.byte
+local producer, call, publish, markerLife = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
+-- Of each log, items is what became of its events: a position for one that was appended, else a line
+-- of the reply; and rest is how the next message ends.
 local logs, a = {}, 6
 for i = 1, tonumber(ARGV[1]) do
   local log = {key = KEYS[2 * i - 1], hash = KEYS[2 * i], channel = ARGV[a], keep = ARGV[a + 1],
-    life = tonumber(ARGV[a + 2]), least = ARGV[a + 3], items = {}, alike = true}
+    life = ARGV[a + 2], least = ARGV[a + 3], items = {}, alike = true}
   a = a + 4
   logs[i] = log
   local known = pcall('HMGET', log.hash, 'epoch', 'last', producer)
   if known.err then
     log.err = known.err
   else
-    log.epoch, log.last, log.fresh = known[1], known[2] or '', not known[3]
+    log.epoch, log.fresh = known[1], not known[3]
+    log.rest = known[2] and '","prev":"' .. known[2] .. '"}' or '"}'
     if known[3] then
       local of, answer = match(known[3], '^(%d+) %d+ (.*)$')
-      if tonumber(of) > call then return redis.error_reply('LATE a newer call of this producer has run') end
-      if tonumber(of) == call then
+      if tonumber(of) > tonumber(call) then return redis.error_reply('LATE a newer call of this producer has run') end
+      if of == call then
         log.answer = answer
         log.alike = not find(answer, '\n', 1, true)
       end
@@ -53,8 +55,9 @@ for i = 1, tonumber(ARGV[1]) do
     if not log.epoch then
       local last, err = open(log.key, log.hash, log.life, log.least)
       log.epoch = last and match(last, '^%d+')
-      if last then redis.call('HSET', log.hash, 'epoch', log.epoch) else log.err = err end
+      if last then pcall('HSET', log.hash, 'epoch', log.epoch) else log.err = err end
     end
+    log.id = log.epoch and log.epoch .. '-*'
   end
 end
 
@@ -67,47 +70,59 @@ local function answered(log, i)
     log.epochBefore, log.seqBefore = match(log.answer, '^%+(%d+)-(%d+)$')
   end
   local line = log.before[i]
-  if log.epochBefore then line = '+' .. log.epochBefore .. '-' .. number(log.seqBefore + i - 1) end
-  if line and line ~= '!' then return line end
+  if log.epochBefore then return log.epochBefore .. '-' .. number(log.seqBefore + i - 1) end
+  if line and line ~= '!' then return byte(line) == 43 and sub(line, 2) or line end -- 43 is '+'
 end
 
-local function xadd(log, event, also)
-  if also == '' then
-    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.epoch .. '-*', 'event', event)
+local function xadd(log, event, also, trim)
+  if also ~= '' then
+    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event, 'also', also)
+  elseif trim then
+    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event)
   end
-  return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.epoch .. '-*', 'event', event, 'also', also)
+  return pcall('XADD', log.key, 'NOMKSTREAM', log.id, 'event', event)
 end
 
--- Appends an event to a log.
-local function append(log, event, also)
+-- The log is not what its hash says: it is gone, or somebody else has written to it.
+local function reopen(log)
+  local last, err = open(log.key, log.hash, log.life, log.least)
+  if not last then
+    log.err = err
+    return
+  end
+  log.epoch = match(last, '^%d+')
+  log.id = log.epoch .. '-*'
+  log.rest = '"}'
+  pcall('HSET', log.hash, 'epoch', log.epoch)
+end
+
+-- Appends an event to a log. Its item.
+local function append(log, event, also, trim)
   if log.err then return '!' .. log.err end
-  local at = xadd(log, event, also)
+  local at = xadd(log, event, also, trim)
   if not at or type(at) == 'table' and find(at.err, 'equal or smaller', 1, true) then
-    -- The log is not what its hash says: it is gone, or somebody else has written to it.
-    local last, err = open(log.key, log.hash, log.life, log.least)
-    if not last then
-      log.err = err
-      return '!' .. err
-    end
-    log.epoch, log.last = match(last, '^%d+'), ''
-    pcall('HSET', log.hash, 'epoch', log.epoch)
-    at = xadd(log, event, also)
+    reopen(log)
+    if log.err then return '!' .. log.err end
+    at = xadd(log, event, also, trim)
   end
   if type(at) ~= 'string' then
     log.err = at and at.err or 'the log went away'
     return '!' .. log.err
   end
-  local message = sub(event, 1, -2) .. ',"cursor":"' .. at .. '"'
-  if also ~= '' then message = message .. ',"also":"' .. also .. '"' end
-  if log.last ~= '' then message = message .. ',"prev":"' .. log.last .. '"' end
-  log.last = sub(event, 36, 43) -- behind '{"id":"' and 28 characters
+  local message -- made at once: each string costs as much as a command
+  if also == '' then
+    message = sub(event, 1, -2) .. ',"cursor":"' .. at .. log.rest
+  else
+    message = sub(event, 1, -2) .. ',"cursor":"' .. at .. '","also":"' .. also .. log.rest
+  end
+  log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}' -- behind '{"id":"' and 28 characters
   log.wrote = true
-  local rung = pcall(publish, log.channel, message .. '}')
+  local rung = pcall(publish, log.channel, message)
   if type(rung) == 'table' then return '~' .. at .. ' ' .. rung.err end
-  return '+' .. at
+  return at
 end
 
--- The position that a marker has. A log that was lost since has not got the event.
+-- The item of an event that a marker has. A log that was lost since has not got the event.
 local function marked(log, key)
   local at = pcall('GET', key)
   if type(at) == 'table' then return '!' .. at.err end
@@ -118,8 +133,8 @@ end
 local function verify(log)
   log.verified = true
   if log.err or pcall('EXISTS', log.key) == 1 then return end
-  local last, err = open(log.key, log.hash, log.life, log.least)
-  log.err, log.epoch, log.last, log.answer = err, last and match(last, '^%d+'), '', nil
+  reopen(log)
+  log.answer = nil
 end
 
 -- Brings an event into some logs: what is known is looked at in all of them first.
@@ -133,14 +148,14 @@ local function place(event, where, marker, also)
   end
   local failed
   for i, log in ipairs(where) do
-    local item = items[i] or failed or append(log, event, also)
-    local at = match(item, '^[+=~](%d+-%d+)')
+    local item = items[i] or failed or append(log, event, also, true)
+    local at = match(item, '^[=~]?(%d+-%d+)')
     if at and marker and not items[i] then
       local set = pcall('SET', KEYS[marker + i - 1], at, 'PX', markerLife)
       if set.err then item = '~' .. at .. ' ' .. set.err end
     end
     log.items[#log.items] = item
-    log.alike = log.alike and sub(item, 1, 1) == '+'
+    log.alike = log.alike and item == at
     if at then
       also = also .. (also == '' and '' or ' ') .. log.channel .. '@' .. at
     else
@@ -152,24 +167,25 @@ end
 while a < #ARGV do
   local n, where = tonumber(ARGV[a]), ARGV[a + 1]
   local log = logs[tonumber(where)]
+  local last = a + 1 + n
   if log and not log.answer then -- nearly always
     local items = log.items
-    for i = a + 2, a + 1 + n do
-      local item = append(log, ARGV[i], '')
+    for i = a + 2, last do
+      local item = append(log, ARGV[i], '', i == last)
       items[#items + 1] = item
-      log.alike = log.alike and string.byte(item) == 43 -- '+'
+      if byte(item) > 57 or byte(item) < 48 then log.alike = false end -- not a digit
     end
   else
     local of, marker, also = match(where .. '||', '^([%d,]+)|(%d*)|([^|]*)')
     local list = {}
     for i in string.gmatch(of, '%d+') do list[#list + 1] = logs[tonumber(i)] end
-    for i = a + 2, a + 1 + n do place(ARGV[i], list, tonumber(marker), also) end
+    for i = a + 2, last do place(ARGV[i], list, tonumber(marker), also) end
   end
-  a = a + 2 + n
+  a = last + 1
 end
 
 -- A new producer sweeps up behind those that were not heard of for an hour.
-local function sweep(hash)
+local function sweep(hash, now)
   local fields = pcall('HRANDFIELD', hash, 2)
   for _, field in ipairs(fields) do
     local since = match(pcall('HGET', hash, field) or '', '^%d+ (%d+) ')
@@ -179,23 +195,27 @@ end
 
 local replies = {}
 for i, log in ipairs(logs) do
-  local items = log.items
-  local answer = log.alike and items[1] or table.concat(items, '\n')
-  replies[i] = answer
-  if log.wrote then
-    if not log.alike then -- without the text of errors: they are tried again
-      answer = string.gsub('\n' .. answer, '\n([+=~!])([%d-]*)[^\n]*', function(kind, at)
-        return '\n' .. (kind == '~' and '+' or kind) .. (kind == '!' and '' or at)
-      end)
-      answer = sub(answer, 2)
+  local items, answer = log.items, nil
+  if log.alike then
+    replies[i] = items[1] and '+' .. items[1] or ''
+    answer = replies[i]
+  else
+    local kept = {} -- without the text of errors: they are tried again
+    for n, item in ipairs(items) do
+      local at = match(item, '^~?(%d+-%d+)')
+      if item == at then items[n] = '+' .. at end
+      kept[n] = at and '+' .. at or byte(item) == 33 and '!' or item -- 33 is '!'
     end
-    pcall('HSET', log.hash, 'last', log.last, producer, number(call) .. ' ' .. number(now) .. ' ' .. answer)
-    if log.fresh then sweep(log.hash) end
+    replies[i], answer = table.concat(items, '\n'), table.concat(kept, '\n')
+  end
+  if log.wrote then
+    local now = millis()
+    pcall('HSET', log.hash, 'last', sub(log.rest, 11, 18), producer, call .. ' ' .. number(now) .. ' ' .. answer)
+    if log.fresh then sweep(log.hash, now) end
   end
   -- Behind all appends, since a script that has written is not refused where memory is full. What was
   -- a master once refuses it, before anything is answered from its hash; then nothing was appended.
-  local set = extend(log.key, log.life)
-  extend(log.hash, log.life > 0 and math.max(log.life, hour) or 0)
+  local set = extend(log.key, log.hash, log.life)
   if type(set) == 'table' and find(set.err, 'READONLY', 1, true) then return set end
 end
 return replies

@@ -23,10 +23,15 @@ local function readonly(hash)
   if type(set) == 'table' and find(set.err, 'READONLY', 1, true) then return set end
 end
 
--- Lets a key live for so many ms from now on, 0 for ever, but never shorter than it would anyway.
-local function extend(key, life)
-  if life == 0 then return pcall('PERSIST', key) end
-  return pcall('PEXPIRE', key, number(life), 'GT')
+-- Lets a log and its hash live for so many ms from now on, 0 for ever, the hash an hour at least, but
+-- never shorter than they would anyway.
+local function extend(key, hash, life)
+  if life == '0' then
+    pcall('PERSIST', hash)
+    return pcall('PERSIST', key)
+  end
+  pcall('PEXPIRE', hash, tonumber(life) > hour and life or hour, 'GT')
+  return pcall('PEXPIRE', key, life, 'GT')
 end
 
 -- Where a log ends, and its XINFO. A log that is not there begins, empty, with a new epoch: Redis'
@@ -42,12 +47,13 @@ local function open(key, hash, life, least)
   local known = tonumber(pcall('HGET', hash, 'epoch') or 0) or 0
   local epoch = number(math.max(millis(), tonumber(least), known + 1))
   local first = epoch .. '-0'
-  redis.call('XADD', key, first, 'event', '') -- the first write: where memory is full, Redis refuses it
-  redis.call('XDEL', key, first)
-  redis.call('DEL', hash)
-  redis.call('HSET', hash, 'epoch', epoch)
-  if life == 0 or life > hour then life = hour end -- until there is an event
-  redis.call('PEXPIRE', key, number(life))
-  redis.call('PEXPIRE', hash, number(hour))
+  local added = pcall('XADD', key, first, 'event', '') -- the first write: where memory is full, it is refused
+  if type(added) ~= 'string' then return nil, added.err end
+  pcall('XDEL', key, first)
+  pcall('DEL', hash)
+  pcall('HSET', hash, 'epoch', epoch)
+  if life == '0' or tonumber(life) > hour then life = hour end -- until there is an event
+  pcall('PEXPIRE', key, life)
+  pcall('PEXPIRE', hash, hour)
   return first
 end

@@ -23,8 +23,12 @@ import (
 	"github.com/syndarix/eventbus/internal/redistest"
 )
 
-//go:embed append.lua
-var appendByHand string
+var (
+	//go:embed begin.lua
+	beginByHand string
+	//go:embed append.lua
+	appendByHand string
+)
 
 // BenchmarkPublish publishes events of about 300 bytes from 1 and 256 goroutines, and
 // in the same run calls the same script through go-redis by hand, once per event.
@@ -38,16 +42,23 @@ func BenchmarkPublish(b *testing.B) {
 			ev := message(b, project, strings.Repeat("x", 40))
 			raw, err := ev.MarshalJSON()
 			require.NoError(b, err)
-			script := redis.NewScript(appendByHand)
-			name, epoch := "project:"+uuid.UUID{1}.String(), ""
-			call := func() *redis.Cmd {
-				return script.Run(ctx, rdb, []string{"eventbus:log:{" + name + "}"},
-					600_000, "PUBLISH", name, 10_000, 86_400_000, epoch, 1, raw)
+			script, name := redis.NewScript(beginByHand+appendByHand), "project:"+uuid.UUID{1}.String()
+			type producer struct {
+				id    string
+				calls int
 			}
-			begun, err := call().StringSlice()
-			require.NoError(b, err)
-			epoch, _, _ = strings.Cut(begun[0][1:], "-")
-			byHand := func() error { return call().Err() }
+			idle := make(chan *producer, goroutines)
+			for range goroutines {
+				idle <- &producer{id: uuid.NewString()}
+			}
+			byHand := func() error {
+				p := <-idle
+				defer func() { idle <- p }()
+				p.calls++
+				return script.Run(ctx, rdb, []string{"eventbus:log:{" + name + "}", "eventbus:producers:{" + name + "}"},
+					1, p.id, p.calls, "PUBLISH", 600_000, name, 10_000, 86_400_000, 0, 1, "1", raw).Err()
+			}
+			require.NoError(b, byHand())
 			spread := func(n int, publish func() error) time.Duration {
 				var left atomic.Int64
 				left.Store(int64(n))

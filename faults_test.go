@@ -77,11 +77,11 @@ func (f *follower) end() {
 	<-f.done
 }
 
-// until waits for a condition on what was seen.
+// until waits for a condition on what was seen, as long as something comes.
 func (f *follower) until(what string, ok func(texts []string, gaps []*eventbus.GapError) bool) {
 	f.t.Helper()
-	late := time.After(time.Minute)
 	for {
+		late := time.After(time.Minute)
 		f.mu.Lock()
 		met, change := ok(f.texts, f.gaps), f.change
 		texts, gaps := len(f.texts), f.gaps
@@ -196,6 +196,37 @@ func TestPublishAgainAfterAnErrorIsSafe(t *testing.T) {
 	p.SetOnReply(nil)
 	require.NoError(t, bus.Publish(deadline(t), ev))
 	require.EqualValues(t, 1, direct.XLen(deadline(t), logKey(channel)).Val())
+}
+
+// TestRepeatAfterTheLogWasTrimmed: Redis ran it, the caller heard nothing, and repeats it when the log
+// has gone on far beyond. It is not appended again.
+func TestRepeatAfterTheLogWasTrimmed(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	short := eventbus.WithRetention(eventbus.Retention{Events: 100, Age: time.Hour})
+	bus, other, project := newBus(t, p.Client(t), short), newBus(t, s.Client(t), short), uuid.New()
+	channel := eventbus.ProjectChannel(project)
+	require.NoError(t, bus.Publish(deadline(t), message(t, uuid.New(), "loads the script")))
+	f := follow(t, other, now(t, other, channel))
+	ev := message(t, project, "once")
+	ctx, cancel := context.WithCancel(context.Background())
+	p.SetOnReply(func(asked, _ []byte) bool {
+		lose := bytes.Contains(asked, []byte(ev.ID)) && ctx.Err() == nil
+		if lose {
+			cancel()
+		}
+		return !lose
+	})
+	require.ErrorIs(t, bus.Publish(ctx, ev), context.Canceled)
+	const n = 500
+	publish(t, other, project, nil, countTo(0, n)...)
+	require.Less(t, s.Client(t).XLen(deadline(t), logKey(channel)).Val(), int64(n))
+	receipt, err := bus.PublishWith(deadline(t), ev, eventbus.PublishOptions{})
+	require.NoError(t, err)
+	require.True(t, receipt.Repeated)
+	publish(t, other, project, nil, "end")
+	f.count(n + 2)
+	f.exactly(append(append([]string{"once"}, countTo(0, n)...), "end"), 0)
 }
 
 // TestPublishThatComesLateIsNotAppendedAgain keeps the first attempt on its way, until the
@@ -373,9 +404,11 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 					}
 				}
 			}()
-			ctx, n := deadline(t), 0
+			n := 0
 			for broken := true; broken; n++ {
-				require.NoError(t, bus.Publish(ctx, message(t, project, fmt.Sprint(n))))
+				ev := message(t, project, fmt.Sprint(n))
+				for bus.Publish(context.Background(), ev) != nil { // however long that takes
+				}
 				select {
 				case <-over:
 					broken = false
@@ -546,6 +579,26 @@ func TestForeignEventsAreHeardLive(t *testing.T) {
 		f.exactly([]string{"logged", "foreign", "logged too"}, 0)
 		require.EqualValues(t, 5, bus.Stats().Unreadable)
 		require.EqualValues(t, 2, rdb.XLen(ctx, logKey(channel)).Val())
+	})
+}
+
+// TestKnownIDHidesNothing: somebody publishes an event of his own with the id of another one. Both are
+// delivered, in whatever order they come.
+func TestKnownIDHidesNothing(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project, user := newBus(t, rdb), deadline(t), uuid.New(), eventbus.UserChannel(uuid.New())
+		f := follow(t, bus, now(t, bus, eventbus.ProjectChannel(project), user))
+		publish(t, bus, project, []eventbus.Channel{user}, "listens")
+		f.count(1)
+		true_, false_ := message(t, project, "real"), message(t, project, "false")
+		false_.ID = true_.ID
+		raw, err := false_.MarshalJSON()
+		require.NoError(t, err)
+		require.NoError(t, rdb.Publish(ctx, user.String(), raw).Err())
+		f.count(2)
+		require.NoError(t, bus.Publish(ctx, true_))
+		f.count(3)
+		f.exactly([]string{"listens", "false", "real"}, 0)
 	})
 }
 

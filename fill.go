@@ -89,12 +89,13 @@ func (t *tail) question() {
 		t.toLocked(cut)
 	}
 	t.finds = 0
+	t.held, t.heldBytes, t.overflow = nil, 0, false // a fill will read what of it there is
 	t.pages.clear()
 }
 
-// deafAfter is how many finds in a row mean that the channel does not bring what is published. One
-// or two can be on their way.
-const deafAfter = 5
+// deafAfter is how many finds in a row mean that the channel does not bring what is published: less
+// can be on its way.
+const deafAfter = 3
 
 // deaf reports whether the channel does not bring what is in the log, though somebody listens.
 func (t *tail) deaf() bool {
@@ -197,11 +198,11 @@ func (t *tail) releaseLocked() (complete bool, bad []error) {
 			t.addLocked(a.Event, a.also)
 		case a.Position.epoch == t.last.epoch && a.Position.seq <= t.last.seq:
 			// The log had it.
-		case i >= asked || a.Position.epoch == t.last.epoch:
+		case i >= asked:
 			t.holdLocked(a) // the log may have it by now
 			complete = false
 		default:
-			bad = append(bad, errElsewhere) // or was in a log that is lost, and is in its gap
+			bad = append(bad, errElsewhere) // or the log has lost it, and it is in the gap
 		}
 	}
 	return complete, bad

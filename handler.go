@@ -122,16 +122,18 @@ func (q *request) serve() {
 // sound answers requests that could not be served, whoever sends them.
 func (q *request) sound() bool {
 	b := q.bus
+	if q.r.ContentLength != 0 {
+		// The server would read the body before the first byte of the answer, and wait for it in vain.
+		_ = q.control.EnableFullDuplex()
+		_ = q.control.SetReadDeadline(time.Now())
+	}
 	switch size := requestSize(q.r); {
 	case q.r.Method != http.MethodGet:
 		q.w.Header().Set("Allow", http.MethodGet)
 		problem(q.w, http.StatusMethodNotAllowed, "an event stream is read with GET", nil)
 	case q.r.ContentLength != 0:
-		// The server would read it before the first byte of the answer, and wait for it in vain.
-		_ = q.control.EnableFullDuplex()
-		_ = q.control.SetReadDeadline(time.Now())
 		problem(q.w, http.StatusBadRequest, "a request for an event stream has no body", nil)
-	case !canStream(q.w):
+	case !canStream(q.w) || q.control.SetWriteDeadline(time.Time{}) != nil:
 		b.warn("a stream needs a ResponseWriter that can flush and set deadlines: a middleware hides the server's; "+
 			"give its ResponseWriter an Unwrap method, or leave it out for this route", http.ErrNotSupported)
 		problem(q.w, http.StatusInternalServerError, "the server cannot stream here", nil)
@@ -198,8 +200,7 @@ func authorizeError(err error) error {
 	return err
 }
 
-// The deadlines of writes cut a client that does not read. Not every ResponseWriter has
-// them; then the server's own count.
+// The deadlines of writes cut a client that does not read.
 type deadlines struct {
 	control *http.ResponseController
 	timeout time.Duration

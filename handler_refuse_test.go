@@ -55,16 +55,18 @@ func TestBodyThatNeverComes(t *testing.T) {
 	server := httptest.NewUnstartedServer(newBus(t, onMiniredis(t)).Handler(reads(eventbus.ProjectChannel(uuid.New()))))
 	server.Start()
 	for _, announced := range []string{"Content-Length: 5", "Transfer-Encoding: chunked"} {
-		conn, err := net.Dial("tcp", server.Listener.Addr().String())
-		require.NoError(t, err)
-		defer conn.Close()
-		_, err = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n%s\r\n\r\n", announced)
-		require.NoError(t, err)
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		require.NoError(t, err)
-		require.Equal(t, http.StatusBadRequest, resp.StatusCode)
-		_, err = io.ReadAll(resp.Body)
-		require.NoError(t, err)
+		for method, want := range map[string]int{"GET": http.StatusBadRequest, "POST": http.StatusMethodNotAllowed} {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = fmt.Fprintf(conn, "%s / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n%s\r\n\r\n", method, announced)
+			require.NoError(t, err)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			require.NoError(t, err)
+			require.Equal(t, want, resp.StatusCode)
+			_, err = io.ReadAll(resp.Body)
+			require.NoError(t, err)
+		}
 	}
 	require.NoError(t, server.Config.Shutdown(deadline(t)))
 }
@@ -73,6 +75,11 @@ func TestBodyThatNeverComes(t *testing.T) {
 type flusher struct{ bare }
 
 func (f flusher) Flush() { _ = http.NewResponseController(f.ResponseWriter).Flush() }
+
+// refusing has the method for deadlines, and does not set them.
+type refusing struct{ flusher }
+
+func (refusing) SetWriteDeadline(time.Time) error { return http.ErrNotSupported }
 
 // panicking is what echo's response is around a writer that cannot flush.
 type panicking struct{ http.ResponseWriter }
@@ -90,6 +97,7 @@ func TestWriterThatCannotStreamIsToldAtOnce(t *testing.T) {
 	h := bus.Handler(reads(eventbus.ProjectChannel(uuid.New())))
 	for name, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
 		"flushes, but has no deadlines":  func(w http.ResponseWriter) http.ResponseWriter { return flusher{bare{w}} },
+		"does not set deadlines":         func(w http.ResponseWriter) http.ResponseWriter { return refusing{flusher{bare{w}}} },
 		"flushes around one that cannot": func(w http.ResponseWriter) http.ResponseWriter { return panicking{bare{w}} },
 	} {
 		server := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(wrap(w), r) }))

@@ -103,13 +103,13 @@ func FuzzParseAppended(f *testing.F) {
 		f.Add(reply, "", uint8(6))
 	}
 	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
-		records := []*record{{}, {}}
-		c := logCall{records: records, marks: []uint16{fingerprint(id), fingerprint(id + "2")}}
+		records := []*record{{mark: fingerprint(id)}, {mark: fingerprint(id + "2")}}
+		c := logCall{records: records}
 		var any any = reply
 		if odd%2 == 1 {
 			any = []byte(reply)
 		}
-		c.settle(any)
+		c.settle(any, false)
 		lines := strings.Split(reply, "\n")
 		for n, r := range records {
 			if odd%2 == 1 || len(lines) == 1 && !strings.HasPrefix(reply, "+") || len(lines) > 2 {
@@ -121,7 +121,7 @@ func FuzzParseAppended(f *testing.F) {
 			if r.err == nil {
 				require.Contains(t, "+=", line[:1])
 				require.Equal(t, line[:1] == "=", r.again)
-				require.Equal(t, c.marks[n], r.pos.mark)
+				require.Equal(t, r.mark, r.pos.mark)
 				require.Positive(t, r.pos.epoch)
 				continue
 			}

@@ -593,6 +593,21 @@ func TestHeldEventOfALostLog(t *testing.T) {
 	require.Equal(t, 2, bad)
 }
 
+// TestStaleTails: one is, from when it is not whole, or its log cannot be read.
+func TestStaleTails(t *testing.T) {
+	tl, later := openTail(t, Position{epoch: 1000, seq: 5}, nil), time.Now().Add(time.Hour)
+	require.Zero(t, tl.stale(later))
+	tl.question()
+	require.Greater(t, tl.stale(later), 59*time.Minute)
+	require.False(t, tl.fill(tl.want(), &logPage{last: tl.last}, false))
+	require.Equal(t, behind, tl.state)
+	require.Greater(t, tl.stale(later), 59*time.Minute)
+	require.True(t, tl.fill(tl.want(), &logPage{last: tl.last}, true))
+	require.Zero(t, tl.stale(later))
+	tl.unfilled()
+	require.Greater(t, tl.stale(later), 59*time.Minute)
+}
+
 // TestNumberGivenTwice: a master that lacked the newest event has given its number to another, and
 // the channel brings only what follows that. The tail notices, and starts anew from the log.
 func TestNumberGivenTwice(t *testing.T) {
@@ -663,4 +678,31 @@ func TestValidJSONNestsAsDeepAsEncodingJSON(t *testing.T) {
 			require.Equal(t, json.Valid([]byte(text)), validJSON([]byte(text)), depth)
 		}
 	}
+}
+
+// TestMessageBeyondTheLog: what was held back before a read began, and is not in what was read, is of
+// no log, or lost. The tail does not wait for it.
+func TestMessageBeyondTheLog(t *testing.T) {
+	bad, end := 0, Position{epoch: 1000, seq: 5}
+	tl := openTail(t, end, func(error) { bad++ })
+	require.False(t, tl.offer(arrive(t, Position{epoch: 1000, seq: 9})))
+	require.True(t, tl.fill(tl.want(), &logPage{last: end}, true))
+	require.Equal(t, 1, bad)
+	require.True(t, tl.offer(arrive(t, Position{epoch: 1000, seq: 6})))
+	require.Equal(t, whole, tl.state)
+}
+
+// TestOutcomesAreBounded in number, by dropping the oldest.
+func TestOutcomesAreBounded(t *testing.T) {
+	var o outcomes
+	for i := range mostOutcomes + 10 {
+		o.put(&publication{id: fmt.Sprint(i)})
+	}
+	require.Len(t, o.of, mostOutcomes)
+	require.Nil(t, o.get("9"))
+	kept := o.get("10")
+	require.NotNil(t, kept)
+	o.drop(kept)
+	require.Nil(t, o.get("10"))
+	require.Equal(t, mostOutcomes-1, o.order.Len())
 }

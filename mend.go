@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -48,8 +49,8 @@ func (q *fillQueue) take() (batch []*tail) {
 
 // A filled is the end of a batch.
 type filled struct {
-	queue  *fillQueue
-	failed []*tail
+	queue         *fillQueue
+	batch, failed []*tail
 }
 
 // mend fills tails in doubt as soon as they are, and looks after all of them now
@@ -64,7 +65,7 @@ func (f *feed) mend(ctx context.Context) {
 	queues := make(map[string]*fillQueue) // by node
 	done := make(chan filled)
 	var retry backoff
-	var failed []*tail
+	var failed, retried []*tail
 	var again <-chan time.Time
 	for {
 		select {
@@ -74,7 +75,7 @@ func (f *feed) mend(ctx context.Context) {
 		case <-again:
 			again = nil
 			f.want(true, failed...)
-			failed = nil
+			failed, retried = nil, failed
 		case now := <-care.C:
 			f.dropCold(now)
 			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 })...)
@@ -84,9 +85,10 @@ func (f *feed) mend(ctx context.Context) {
 			f.want(false, f.tails(func(*tail) bool { return true })...)
 		case d := <-done:
 			d.queue.busy = false
-			if failed = append(failed, d.failed...); len(failed) == 0 {
+			failed = append(failed, d.failed...)
+			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail) bool { return slices.Contains(retried, t) }) {
 				retry = backoff{}
-			} else if again == nil {
+			} else if len(failed) > 0 && again == nil {
 				again = retry.after()
 			}
 		}
@@ -102,7 +104,7 @@ func (f *feed) mend(ctx context.Context) {
 			}
 			q.busy = true
 			f.bus.spawn(func() {
-				d := filled{q, f.fill(ctx, batch)}
+				d := filled{q, batch, f.fill(ctx, batch)}
 				select {
 				case done <- d:
 				case <-ctx.Done():

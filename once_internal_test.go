@@ -38,6 +38,32 @@ func TestWhatALaneDelivers(t *testing.T) {
 	}
 }
 
+// TestLogThatWentBackBehindWhereALaneBegan: its numbers are given again, to events that the lane delivers.
+func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
+	at := func(seq int64) Position { return Position{epoch: 2000, seq: seq} }
+	l := lane{began: at(5)}
+	l.pass(at(5), at(3))
+	require.True(t, l.delivers(at(4)))
+	require.False(t, l.delivers(at(3)))
+}
+
+// TestNewChannelBeginsWhereItsLogEnds, though its tail is behind: other channels of the cursor may
+// have brought what is on its way.
+func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: newWaiter()}
+	end := Position{epoch: 1000, seq: 9}
+	for _, last := range []Position{{epoch: 1000, seq: 7}, {epoch: 1000, seq: 7}} {
+		tl := openTail(t, last, nil)
+		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { done(&logPage{last: end}, nil) }
+		r.lanes = append(r.lanes, &lane{tail: tl})
+	}
+	covered := Cursor{string(newCursorKey([]string{"project:p"}).append(nil, func(int) Position { return Position{epoch: 1000, seq: 3} }))}
+	require.NoError(t, r.start(t.Context(), Subscription{After: covered}, []string{"project:p", "agent:a"}))
+	require.EqualValues(t, 3, r.lanes[0].place.pos.seq)
+	require.Equal(t, end, r.lanes[1].place.pos)
+	require.Equal(t, end, r.lanes[1].began)
+}
+
 func TestNotesAreReadWithAnyPrefix(t *testing.T) {
 	var got []string
 	for name, at := range notes("a@b:project:p@5-1 nothing @5-2 x@ agent:a@6-7") {
@@ -401,33 +427,37 @@ func (m *onceModel) describe() (s string) {
 // counted: two gaps that meet, and channels that a resume leaves out.
 func TestOnceAgainstAModel(t *testing.T) {
 	corners := 0
-	rapid.Check(t, func(t *rapid.T) {
-		m := newOnceModel(t, &corners)
-		t.Repeat(map[string]func(*rapid.T){
-			"publish":  func(*rapid.T) { m.publish() },
-			"publish2": func(*rapid.T) { m.publish() },
-			"publish3": func(*rapid.T) { m.publish() },
-			"trim":     func(*rapid.T) { m.trim() },
-			"lose":     func(*rapid.T) { m.lose() },
-			"rewind":   func(*rapid.T) { m.rewind() },
-			"cut":      func(*rapid.T) { m.cut() },
-			"deliver":  func(*rapid.T) { m.deliver() },
-			"deliver2": func(*rapid.T) { m.deliver() },
-			"fill":     func(t *rapid.T) { m.fill(m.logs[rapid.SampledFrom(m.names).Draw(t, "log")]) },
-			"begin": func(t *rapid.T) {
-				if m.chain == nil || rapid.IntRange(0, 9).Draw(t, "anew") == 0 {
-					m.begin()
-				}
-			},
-			"resume": func(*rapid.T) { m.resume() },
-			"read":   func(t *rapid.T) { m.read(rapid.IntRange(1, 5).Draw(t, "steps")) },
-			"check": func(t *rapid.T) {
-				if rapid.IntRange(0, 9).Draw(t, "check") == 0 {
-					m.check()
-				}
-			},
-		})
-		m.check()
-	})
+	for range 30 { // some of its rules are broken once in a thousand sequences
+		rapid.Check(t, func(t *rapid.T) { checkOnce(t, &corners) })
+	}
 	t.Logf("%d events came twice, or not, in a corner", corners)
+}
+
+func checkOnce(t *rapid.T, corners *int) {
+	m := newOnceModel(t, corners)
+	t.Repeat(map[string]func(*rapid.T){
+		"publish":  func(*rapid.T) { m.publish() },
+		"publish2": func(*rapid.T) { m.publish() },
+		"publish3": func(*rapid.T) { m.publish() },
+		"trim":     func(*rapid.T) { m.trim() },
+		"lose":     func(*rapid.T) { m.lose() },
+		"rewind":   func(*rapid.T) { m.rewind() },
+		"cut":      func(*rapid.T) { m.cut() },
+		"deliver":  func(*rapid.T) { m.deliver() },
+		"deliver2": func(*rapid.T) { m.deliver() },
+		"fill":     func(t *rapid.T) { m.fill(m.logs[rapid.SampledFrom(m.names).Draw(t, "log")]) },
+		"begin": func(t *rapid.T) {
+			if m.chain == nil || rapid.IntRange(0, 9).Draw(t, "anew") == 0 {
+				m.begin()
+			}
+		},
+		"resume": func(*rapid.T) { m.resume() },
+		"read":   func(t *rapid.T) { m.read(rapid.IntRange(1, 5).Draw(t, "steps")) },
+		"check": func(t *rapid.T) {
+			if rapid.IntRange(0, 9).Draw(t, "check") == 0 {
+				m.check()
+			}
+		},
+	})
+	m.check()
 }

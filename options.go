@@ -132,8 +132,8 @@ func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d }
 
 // WithFreshness sets for how long the bus may be unable to keep subscribers
 // fresh before [Bus.Health] fails. Connections are checked, and logs compared,
-// often enough to notice within this time. The default is 10s; less than 100ms
-// is an error of [New].
+// often enough to notice within this time. The default is 10s; less than 100ms or more
+// than 1h is an error of [New].
 func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshness = d } }
 
 // WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and
@@ -189,8 +189,8 @@ func (o *options) check() error {
 		return bad("WithWriteTimeout", "%s is less than 10ms", o.writeTimeout)
 	case o.retry < time.Millisecond || o.retry > time.Hour:
 		return bad("WithRetry", "%s is not between 1ms and 1h", o.retry)
-	case o.freshness < 100*time.Millisecond:
-		return bad("WithFreshness", "%s is less than 100ms", o.freshness)
+	case o.freshness < 100*time.Millisecond || o.freshness > time.Hour:
+		return bad("WithFreshness", "%s is not between 100ms and 1h", o.freshness)
 	case o.logger == nil:
 		return bad("WithLogger", "is nil")
 	}

@@ -3,7 +3,6 @@ package eventbus
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"slices"

@@ -8,8 +8,8 @@ import (
 
 // A Position is a place in the log of one channel: right behind one event. The
 // log numbers its events without holes; the epoch is the Redis time in
-// milliseconds at which the log was created, so that a log that was lost and
-// begun anew is not mistaken for the old one. The text form is the ID of the
+// milliseconds at which the log was created, or more where a clock has stepped back, so that a log
+// that was lost and begun anew is not mistaken for the old one. The text form is the ID of the
 // entry in the Redis stream, "<epoch>-<seq>", such as "1763868000000-42".
 //
 // The zero Position stands before everything that there is. Positions are

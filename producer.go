@@ -108,7 +108,7 @@ func (q *commitQueue) work(ctx context.Context) {
 }
 
 // settle repeats calls until it is known what became of their commits. If part says so, it gives
-// back what is left as soon as Redis has settled a part of them.
+// back what is left as soon as Redis has settled a part of them, or only moves their slots.
 func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool) (left []*appendCall) {
 	var retry backoff
 	began := time.Now()
@@ -117,7 +117,8 @@ func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool
 		if calls = q.bus.log.send(ctx, calls); len(calls) == 0 {
 			return nil
 		}
-		if part && unsettled(calls) < before {
+		moving := !slices.ContainsFunc(calls, func(c *appendCall) bool { return !c.moving })
+		if part && (moving || unsettled(calls) < before) {
 			return calls
 		}
 		tried := time.Since(began)
@@ -150,7 +151,7 @@ func (c *appendCall) giveUp(late, tiring bool) bool {
 		return false
 	}
 	for _, commit := range c.commits {
-		close(commit.done)
+		commit.close()
 	}
 	return true
 }

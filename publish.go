@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 )
 
@@ -124,21 +122,22 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	defer b.leave()
 	timeout := time.NewTimer(b.options.publishTimeout)
 	defer timeout.Stop()
-	// In upper case, a UUID is the same one.
-	p := &publication{bus: b, id: strings.ToLower(id), event: data, idempotent: idempotent, channels: channels, timeout: timeout.C}
+	p := &publication{bus: b, id: id, event: data, idempotent: idempotent, channels: channels, timeout: timeout.C}
 	p.records = p.single[:]
 	if len(channels) > 1 {
 		p.records = make([]record, len(channels))
 	}
+	mark := fingerprint(id)
 	for i, c := range channels {
-		p.records[i] = record{name: b.log.name(c), kind: c.Kind()}
+		p.records[i] = record{name: b.log.name(c), kind: c.Kind(), mark: mark}
 	}
 	err := p.run(ctx)
 	if err == nil {
 		return p, nil
 	}
-	e := p.failed(id, err)
+	e := p.failed(err)
 	if len(e.Done)+len(e.Unknown) > 0 && !p.behind {
+		p.event = nil // the commit has it, as long as it is under way
 		b.outcomes.put(p)
 	}
 	return nil, e
@@ -155,22 +154,40 @@ func (p *publication) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { o.turn <- struct{}{} }()
+	if now := p.bus.outcomes.get(p.id); now != nil && now != o {
+		return p.run(ctx) // it was forgotten meanwhile, and the event has failed again
+	}
 	if err := o.last.await(ctx, p); err != nil {
 		return err
 	}
 	p.behind = false
-	for i := range p.records {
-		r := &p.records[i]
-		if n := slices.IndexFunc(o.last.records, func(s record) bool { return s.name == r.name }); n >= 0 && !o.last.records[n].pos.IsZero() {
-			r.pos, r.again = o.last.records[n].pos, true
-		}
-	}
+	o.learn()
+	p.recall(o.known)
 	o.last = p
 	err := p.commitAll(ctx)
 	if err == nil {
+		o.learn()
 		p.bus.outcomes.drop(o)
 	}
 	return err
+}
+
+// recall takes what is known from earlier publishes of the event. The logs that have it come first,
+// so that the entries in the others note them.
+func (p *publication) recall(known map[string]Position) {
+	records, channels := slices.Clone(p.records), slices.Clone(p.channels)
+	n := 0
+	for _, have := range []bool{true, false} {
+		for i, r := range records {
+			pos, ok := known[r.name]
+			if ok != have {
+				continue
+			}
+			r.pos, r.again = pos, ok
+			p.records[n], p.channels[n] = r, channels[i]
+			n++
+		}
+	}
 }
 
 // commitAll makes the commits that are needed. Where channels need calls of their own, one comes
@@ -252,8 +269,8 @@ func (p *publication) tooLate() error {
 }
 
 // failed makes the error of what is known.
-func (p *publication) failed(id string, err error) *PublishError {
-	e := &PublishError{ID: id, Err: err}
+func (p *publication) failed(err error) *PublishError {
+	e := &PublishError{ID: p.id, Err: err}
 	if p.bus.isClosed() {
 		e.Err = ErrClosed
 	}
@@ -283,65 +300,4 @@ func (p *publication) receipt() Receipt {
 	key := newCursorKey(names)
 	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.records[i].pos }))}
 	return receipt
-}
-
-// The outcomes are of publishes whose callers have left without an answer, or got an error. Who
-// publishes such an event again waits for what is under way, and brings it only into logs that are
-// not known to have it.
-type outcomes struct {
-	mu sync.Mutex // guards following
-	of map[string]*outcome
-}
-
-type outcome struct {
-	since time.Time
-	turn  chan struct{} // has one token: for who publishes the event now
-	last  *publication  // whose holder may look at it, and replace it
-}
-
-const (
-	outcomesFor  = 10 * time.Minute
-	mostOutcomes = 1 << 16
-)
-
-func (o *outcomes) put(p *publication) {
-	p.event = nil // the commit has it, as long as it is under way
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if have := o.of[p.id]; have != nil { // p is its last
-		have.since = time.Now()
-		return
-	}
-	if o.of == nil {
-		o.of = make(map[string]*outcome)
-	}
-	if len(o.of) >= mostOutcomes {
-		for id, old := range o.of {
-			if len(o.of) >= mostOutcomes || time.Since(old.since) > outcomesFor {
-				delete(o.of, id)
-			}
-		}
-	}
-	turn := make(chan struct{}, 1)
-	turn <- struct{}{}
-	o.of[p.id] = &outcome{since: time.Now(), turn: turn, last: p}
-}
-
-func (o *outcomes) get(id string) *outcome {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	found := o.of[id]
-	if found != nil && time.Since(found.since) > outcomesFor {
-		delete(o.of, id)
-		return nil
-	}
-	return found
-}
-
-func (o *outcomes) drop(gone *outcome) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.of[gone.last.id] == gone {
-		delete(o.of, gone.last.id)
-	}
 }

@@ -346,3 +346,34 @@ func TestPrefixSeparatesBuses(t *testing.T) {
 		require.EqualValues(t, 1, rdb.XLen(ctx, "eventbus:log:{a:project:"+project.String()+"}").Val())
 	})
 }
+
+// TestPublishedAgainInAnotherOrder, and to fewer channels, after an error: each log that has the event
+// keeps its one entry, and the others note it.
+func TestPublishedAgainInAnotherOrder(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		x, y := eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New())
+		require.NoError(t, rdb.Set(ctx, logKey(y), "no log", 0).Err())
+		ev := message(t, project, "once")
+		ev.ID = strings.ToUpper(ev.ID)
+		var failed *eventbus.PublishError
+		require.ErrorAs(t, bus.Publish(ctx, ev, x, y), &failed)
+		require.Equal(t, []eventbus.Channel{eventbus.ProjectChannel(project), x}, failed.Done)
+		require.Equal(t, []eventbus.Channel{y}, failed.Missing)
+		require.ErrorAs(t, bus.Publish(ctx, ev, y), &failed)
+		require.NoError(t, rdb.Del(ctx, logKey(y)).Err())
+		receipt, err := bus.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: []eventbus.Channel{y, x}})
+		require.NoError(t, err)
+		require.Equal(t, ev.ID, receipt.ID)
+		for _, c := range []eventbus.Channel{eventbus.ProjectChannel(project), x, y} {
+			require.EqualValues(t, 1, rdb.XLen(ctx, logKey(c)).Val())
+		}
+		require.Contains(t, rdb.XRange(ctx, logKey(y), "-", "+").Val()[0].Values["also"], x.String())
+		require.NoError(t, bus.Publish(ctx, message(t, project, "next"), x))
+		for ev, err := range bus.SubscribeWith(ctx, eventbus.Subscription{Channels: []eventbus.Channel{x}, After: receipt.Cursor}) {
+			require.NoError(t, err)
+			require.Equal(t, "next", text(t, ev))
+			break
+		}
+	})
+}

@@ -12,18 +12,15 @@
 --       then lists of entries, as XRANGE gives them
 local no = readonly(KEYS[2])
 if no then return no end
-local life = tonumber(ARGV[4])
+local life = ARGV[4]
 local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
 if not last then return redis.error_reply(info) end
 if not info then return {last, '', ''} end
 
 -- Whoever reads keeps the log alive; one without an event lives an hour.
-if match(last, '%d+$') == '0' and (life == 0 or life > hour) then life = hour end
+if match(last, '%d+$') == '0' and (life == '0' or tonumber(life) > hour) then life = hour end
 local left = redis.call('PTTL', KEYS[1])
-if left >= 0 and (life == 0 or left < life / 2) then
-  extend(KEYS[1], life)
-  extend(KEYS[2], life > 0 and math.max(life, hour) or 0)
-end
+if left >= 0 and (life == '0' or left < life * 3 / 4) then extend(KEYS[1], KEYS[2], life) end
 
 local oldest, newest
 for i = 1, #info, 2 do

@@ -141,6 +141,11 @@ func temporaryReply(reply string) bool {
 	return false
 }
 
+// movingReply reports whether a server refuses keys because the slot that they are in moves.
+func movingReply(reply string) bool {
+	return strings.HasPrefix(reply, "TRYAGAIN") || strings.HasPrefix(reply, "ASK") || strings.HasPrefix(reply, "MOVED")
+}
+
 // neverSent tells whether a command certainly did not reach the server.
 func neverSent(err error) bool {
 	var op *net.OpError

@@ -190,10 +190,3 @@ func (t *tail) locate(id string) (Position, bool) {
 	}
 	return Position{}, false
 }
-
-// end is where the tail ends, and the ordinal there.
-func (t *tail) end() (Position, uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.last, t.next
-}
