@@ -4,7 +4,7 @@
 //
 // # In short
 //
-//	bus, err := eventbus.New(rdb) // any redis.UniversalClient
+//	bus, err := eventbus.New(rdb) // a *redis.Client or *redis.ClusterClient
 //
 //	// A service publishes:
 //	ev, err := eventbus.NewEvent(project, eventbus.Agent(agent),
@@ -37,7 +37,7 @@
 //   - Within a channel, events come in the order of its log.
 //   - Each event comes once per subscription, also where it was published to several
 //     of its channels, or where a publish was repeated by the bus, by the caller after an
-//     error, or with PublishOptions.Idempotent.
+//     error, or by anybody where each attempt said PublishOptions.Idempotent.
 //   - Nothing is lost silently: where events cannot be delivered any more, a [GapError]
 //     stands in their place. What was or can be delivered is not announced as lost.
 //   - A [Cursor] resumes in any process on the same Redis, after any restart, while the

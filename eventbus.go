@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // A Bus publishes events to the logs and channels of one Redis, and serves any
@@ -54,7 +56,7 @@ const checkTimeout = 10 * time.Second
 //
 // New tries out whether the server can do what the bus needs. The error wraps
 // [ErrUnsupported], and says what to change, for a Redis before 7.0, a read-only
-// replica, or an ACL user without the permissions; [ErrUnavailable] when there was
+// replica, a *redis.Ring, or an ACL user without the permissions; [ErrUnavailable] when there was
 // no answer within 10s; otherwise it names the option that is wrong, or says that the
 // client is nil.
 func New(client Client, opts ...Option) (*Bus, error) {
@@ -70,6 +72,9 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	if v := reflect.ValueOf(client); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, fmt.Errorf("eventbus: new: the client is nil")
+	}
+	if _, ok := client.(*redis.Ring); ok {
+		return nil, fmt.Errorf("eventbus: new: %w: a Ring spreads keys over servers that know nothing of each other; give it a Client or ClusterClient", ErrUnsupported)
 	}
 	b := &Bus{
 		options:   o,
@@ -324,13 +329,13 @@ type counters struct {
 
 // Stats are counts since the bus was made, and present numbers.
 type Stats struct {
-	Published  int64 // events that were published with success
+	Published  int64 // publishes that succeeded, repeated ones included
 	Retries    int64 // calls to Redis that were made again to publish
 	Fills      int64 // reads of logs to fill or check tails
 	Gaps       int64 // gaps that subscriptions were told of
 	Unreadable int64 // messages and log entries that were skipped, being no events; an entry counts each time that it is read
 	Reconnects int64 // Pub/Sub connections that broke
-	Channels   int   // channels that are listened to, warm ones included
+	Channels   int   // channels that are listened to, some for a while after their last reader
 	Active     int   // publishes and subscriptions under way
 	Refused    Refused
 }
@@ -344,7 +349,7 @@ type Refused struct {
 	RequestSize int64 // requests for a stream; see [WithMaxRequestSize]
 }
 
-// Stats returns the present numbers.
+// Stats returns the counts and present numbers.
 func (b *Bus) Stats() Stats {
 	if b.ctx == nil {
 		return Stats{}

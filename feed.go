@@ -8,7 +8,7 @@ import (
 )
 
 // The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
-// whenever a tail is in doubt (mend.go). Plain Pub/Sub has one link per process;
+// whenever a tail is not whole (mend.go). Plain Pub/Sub has one link per process;
 // sharded Pub/Sub has one for each node of a cluster. Its goroutines:
 //
 //	run      gives each channel the link that carries it
@@ -26,7 +26,7 @@ type feed struct {
 	// link is there also when nobody listens to anything, for Health.
 	carrier map[string]*link
 	stray   []string       // channels that have no link yet
-	wanted  map[*tail]bool // tails to fill; true for those in doubt
+	wanted  map[*tail]bool // tails to fill; true for those that are not whole
 
 	strays chan struct{} // stray has something
 	wants  chan struct{} // wanted has something

@@ -35,8 +35,8 @@ var (
 // no error is a mistake of the program: status 500, and a log line.
 //
 // authorize runs on the request's goroutine. It is asked again with the same request at
-// every keepalive, at Subscription.ValidUntil, and when a [Bus.Revoke] came in between: when it then
-// refuses, or returns other channels, types or another identity, the stream ends.
+// every keepalive, at Subscription.ValidUntil, and when a [Bus.Revoke] came before the stream had
+// begun: when it then refuses, or returns other channels, types or another identity, the stream ends.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 //		user, err := session(r)

@@ -98,7 +98,7 @@ var (
 )
 
 // session is the life of one Pub/Sub connection. Whatever goes wrong with it, the
-// answer is the same: close it, doubt every tail, begin another one.
+// answer is the same: close it, question every tail, begin another one.
 func (l *link) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -255,7 +255,7 @@ func (l *link) isConfirmed(name string) bool {
 	return l.confirmed[name] != 0
 }
 
-// question puts every tail of the link in doubt.
+// question questions every tail of the link.
 func (l *link) question() {
 	f := l.feed
 	f.mu.Lock()

@@ -12,9 +12,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A Client is what the bus needs of a go-redis client. Every
-// [redis.UniversalClient] is one: *redis.Client (also as made by
-// redis.NewFailoverClient) and *redis.ClusterClient.
+// A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
+// redis.NewFailoverClient) and *redis.ClusterClient are ones. A *redis.Ring is refused by [New].
 type Client interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner

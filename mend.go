@@ -9,7 +9,7 @@ import (
 // fillBatch is how many logs are read in one round trip.
 const fillBatch = 64
 
-// want notes tails that are to be filled, urgently where they are in doubt.
+// want notes tails that are to be filled, urgently where they are not whole.
 func (f *feed) want(urgent bool, tails ...*tail) {
 	if len(tails) == 0 {
 		return
@@ -33,7 +33,7 @@ type fillQueue struct {
 	busy            bool // a batch is under way
 }
 
-// take gives the next batch, those in doubt first.
+// take gives the next batch, those that are not whole first.
 func (q *fillQueue) take() (batch []*tail) {
 	for _, set := range []map[*tail]bool{q.urgent, q.routine} {
 		for t := range set {
@@ -53,7 +53,7 @@ type filled struct {
 	batch, failed []*tail
 }
 
-// mend fills tails in doubt as soon as they are, and looks after all of them now
+// mend fills tails that are not whole at once, and looks after all of them now
 // and then. It does not need Pub/Sub: while that is away, events come from the
 // logs, later but none the less.
 func (f *feed) mend(ctx context.Context) {

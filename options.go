@@ -72,10 +72,10 @@ func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = pre
 
 // WithRetention sets what every log keeps, the kinds named in
 // [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
-// after the last one; a zero field of r is no bound, not the default. Negative numbers are
-// an error of [New], and so is an age below [WithFreshness]: whoever listens keeps a log alive, but
-// looks no more often than that. Where processes differ, the longest age and the least number of
-// events count.
+// after the last one; a zero field of r is no bound, not the default: Retention{Events: 500} never
+// drops a log. Negative numbers are an error of [New], and so is an age below [WithFreshness], since a
+// listener renews a log's life only that often. Where processes on one Redis differ, the longest age
+// and the least number of events count.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.
@@ -84,8 +84,9 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 }
 
 // WithPublishTimeout sets how long a publish waits for Redis at most, whatever its context allows.
-// Then it returns a [*PublishError] that wraps [ErrUnavailable]. The default is 5s; less than 10ms is
-// an error of [New].
+// Then it returns a [*PublishError] that wraps [ErrUnavailable]. What has certainly not run, since
+// Redis cannot be reached or says no for now, fails after half of it. The default is 5s; less than
+// 10ms is an error of [New].
 func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
 // WithMaxEventSize sets the longest event that is published, in bytes of its
@@ -93,8 +94,8 @@ func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.pu
 // default is 256 KiB; less than 1 KiB or more than 64 MiB is an error of [New].
 func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
 
-// WithMaxChannels sets how many channels a subscription may have. The default
-// is 32; less than 1 or more than 40 is an error of [New], since a cursor covers
+// WithMaxChannels sets how many channels a subscription may have, and a publish, with its
+// project's. The default is 32; less than 1 or more than 40 is an error of [New], since a cursor covers
 // all of them and must fit into a header.
 func WithMaxChannels(n int) Option { return func(o *options) { o.maxChannels = n } }
 

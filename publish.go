@@ -10,14 +10,14 @@ import (
 // PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
 // same as [Bus.Publish] without channels.
 type PublishOptions struct {
-	// Channels get the event besides its project's channel. The same channel
-	// twice counts once.
+	// Channels get the event besides its project's channel; at most 31, see [WithMaxChannels].
+	// The same channel twice counts once.
 	Channels []Channel
-	// Idempotent says that another process may publish this event, too: a log that got
-	// an event with this ID by an Idempotent publish keeps its one entry. Say it from the
-	// first attempt on. The ID is remembered beside the log for 10 minutes, whatever has
-	// become of the log's entries; in upper case, a UUID is the same one. While a cluster
-	// moves a slot, Idempotent publishes to its channels can wait.
+	// Idempotent says that this event may be published more than once, by this process or
+	// another: a log that has got an event with this ID by an Idempotent publish in the last 10
+	// minutes does not get it again. Every attempt must say so, the first included. The ID is
+	// remembered beside the log, whatever becomes of its entries; in upper case, a UUID is the
+	// same one. While a cluster moves a slot, Idempotent publishes to its channels can wait.
 	Idempotent bool
 }
 
@@ -38,21 +38,21 @@ type Receipt struct {
 //
 // A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
 // [*PublishError] says which logs have the event; publishing the same event again
-// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) It also says that
-// the context ended, or the time of [WithPublishTimeout]: what was on the wire is repeated until
-// Redis answers, for 10 minutes at most, and the event may still come into its logs. Of a context
-// that had ended before, the cause is returned, and nothing was sent. [ErrClosed] is returned on a
-// closed bus.
+// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) A PublishError is also
+// returned when the context ends, or the time of [WithPublishTimeout]. Then what is on the wire goes
+// on: the bus repeats it until Redis answers, for 10 minutes at most, and the event may still come
+// into its logs. If the context had ended before the call, its cause is returned, and nothing was
+// sent. [ErrClosed] is returned on a closed bus.
 //
-// It is safe for concurrent use. The events of one goroutine keep their order; after an error, the
-// order of its later events against that one is open.
+// It is safe for concurrent use. The events of one goroutine keep their order. After an error, later
+// events may come before or after that one.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
 	_, err := b.submit(ctx, ev, PublishOptions{Channels: channels})
 	return err
 }
 
-// PublishWith is [Bus.Publish] for who publishes an event that may have been published before
-// (see [PublishOptions]), or wants the cursor behind it. With an error, the receipt is zero.
+// PublishWith is [Bus.Publish] for a caller that publishes an event that may have been published
+// before (see [PublishOptions]), or that wants the cursor behind it. With an error, the receipt is zero.
 func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
 	p, err := b.submit(ctx, ev, opts)
 	if err != nil {

@@ -303,6 +303,11 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	require.ErrorContains(t, err, "ACL")
 	require.NotContains(t, err.Error(), "secret")
 
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": master.Addr}})
+	defer ring.Close()
+	_, err = eventbus.New(ring)
+	require.ErrorIs(t, err, eventbus.ErrUnsupported)
+
 	gone := redistest.Start(t)
 	gone.Kill()
 	_, err = eventbus.New(gone.Client(t))

@@ -21,8 +21,8 @@ type Subscription struct {
 	// whose type matches none is left out. None at all means all types. At most 32,
 	// of 128 bytes each.
 	Types []string
-	// After is the cursor to resume from. A channel that it does not cover
-	// begins now; channels that it covers and the subscription does not have
+	// After is the cursor to resume from; the zero Cursor begins now, see Oldest for the
+	// beginning. A channel that it does not cover begins now; channels that it covers and the subscription does not have
 	// are ignored.
 	After Cursor
 	// Oldest begins with the oldest event of each log. It cannot be combined with After.
@@ -75,7 +75,7 @@ func (s *Subscription) check(o *options) error {
 		p.add("identity", "has %d bytes, more than %d", len(s.Identity), maxIdentity)
 	}
 	if s.Oldest && !s.After.IsZero() {
-		p.add("oldest", "is set beside after")
+		p.add("oldest", "and after are both set")
 	}
 	return p.err()
 }

@@ -4,9 +4,13 @@
 //	go run ./examples/dashboard
 //
 // Without -redis, or REDIS_URL, it runs on a Redis inside the process. The agents are
-// simulated; -demo=false leaves the stage to you. Any UUID will do as a project; the
-// page's own is in its source:
+// simulated; -demo=false leaves the stage to you. -addr says where it listens, -keepalive how
+// long a stream may be silent. GET /healthz says whether the bus delivers.
 //
+// Any UUID will do as a project. That of the page is in its HTML (<meta name="project">), and is a
+// new one at each start without -redis:
+//
+//	PROJECT=$(curl -s http://127.0.0.1:8080 | sed -n 's/.*name="project" content="\([^"]*\)".*/\1/p')
 //	curl -N "http://127.0.0.1:8080/projects/$PROJECT/events?type=issue.*"
 //	curl "http://127.0.0.1:8080/projects/$PROJECT/events" -d '{
 //		"type": "issue.closed", "actor_type": "system",
