@@ -88,16 +88,15 @@ const markerTTL = 10 * time.Minute
 // newAppendCall makes the call of a producer with this number.
 func (l *redisLog) newAppendCall(producer string, number int64, commits []*commit) *appendCall {
 	c := &appendCall{producer: producer, number: number, commits: commits}
-	index, events := make(map[string]int, 1), 0
+	index := make(map[string]int, 1)
 	for _, commit := range commits {
 		records, _ := commit.pending()
 		for i := range records {
 			c.add(index, &records[i], len(commits))
 		}
-		events++
 	}
 	c.keys = make([]string, 0, 2*len(c.logs))
-	c.args = make([]any, 0, 5+4*len(c.logs)+3*events)
+	c.args = make([]any, 0, 5+4*len(c.logs)+3*len(commits))
 	c.args = append(c.args, len(c.logs), producer, number, l.publish(), markerTTL.Milliseconds())
 	for _, log := range c.logs {
 		keep := l.retention(log.kind)

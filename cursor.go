@@ -253,7 +253,9 @@ func decodeCursor(s string) ([]cursorEntry, error) {
 	for i := range entries {
 		e := &entries[i]
 		// Of a log that was not there, the next one is another.
-		e.pos.seq, e.hole.from.seq, e.hole.upto.seq = max(e.pos.seq, 0), max(e.hole.from.seq, 0), max(e.hole.upto.seq, 0)
+		for _, p := range []*Position{&e.pos, &e.began, &e.hole.from, &e.hole.upto} {
+			p.seq = max(p.seq, 0)
+		}
 	}
 	return entries, nil
 }
