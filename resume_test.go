@@ -187,7 +187,11 @@ func (r *modelReader) read(t *rapid.T, ctx context.Context, aBus func() *eventbu
 	}
 	require.NoError(t, err)
 	r.seen[ev.ID]++
-	require.Equal(t, 1, r.seen[ev.ID], "event came twice")
+	// Where two gaps meet in a channel while another is behind, what is between them can.
+	met := slices.ContainsFunc(r.channels, func(c eventbus.Channel) bool {
+		return len(r.gaps[c]) > 1 && slices.Contains(logs[c].ids, ev.ID)
+	})
+	require.True(t, r.seen[ev.ID] == 1 || met && r.seen[ev.ID] == 2, "event came %d times", r.seen[ev.ID])
 	r.order[ev.Channel] = append(r.order[ev.Channel], ev.ID)
 	r.cursor = ev.Cursor
 }
