@@ -186,10 +186,10 @@ end
 
 -- A new producer sweeps up behind those that were not heard of for an hour.
 local function sweep(hash, now)
-  local fields = pcall('HRANDFIELD', hash, 2)
-  for _, field in ipairs(fields) do
-    local since = match(pcall('HGET', hash, field) or '', '^%d+ (%d+) ')
-    if since and now - since > hour then pcall('HDEL', hash, field) end
+  local fields = pcall('HRANDFIELD', hash, 2, 'WITHVALUES')
+  for i = 1, #fields, 2 do
+    local since = match(fields[i + 1], '^%d+ (%d+) ')
+    if since and now - since > hour then pcall('HDEL', hash, fields[i]) end
   end
 end
 

@@ -41,17 +41,19 @@ local reply = {last, oldest and oldest[1] or '', id or ''}
 
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or match(from, '^%d+') ~= epoch or match(from, '%d+$') == '0' then from = begin end
-while count > 0 do
-  -- A short step where events are large: what is read and not returned costs as much.
-  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(count, 16))
-  local kept = {}
+local step = 16 -- few at first, in case they are large: what is read and not returned costs as much
+while count > 0 and bytes > 0 do
+  step = math.min(step, count)
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', step)
+  local n, more = #page, #page == step
   for i, entry in ipairs(page) do
-    kept[i] = entry
     if i > 1 or #reply > 3 then bytes = bytes - #(entry[2][2] or '') end
-    if bytes <= 0 then break end
+    if bytes <= 0 then n = math.min(n, i) end
   end
-  if #kept > 0 then reply[#reply + 1] = kept end
-  if bytes <= 0 or #page < 16 then break end
-  count, from = count - #page, '(' .. page[#page][1]
+  from = n > 0 and '(' .. page[n][1]
+  for i = n + 1, #page do page[i] = nil end
+  if n > 0 then reply[#reply + 1] = page end
+  if not more then break end
+  count, step = count - n, step * 2
 end
 return reply
