@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/google/uuid"
 )
 
 // encodePayload gives the JSON of a payload, every field present.
@@ -31,65 +29,45 @@ func encodePayload(payload Payload) (json.RawMessage, error) {
 		raw := s.encodeWhole(v, &p)
 		return raw, p.err()
 	}
-	b := append(make([]byte, 0, 256), '{')
+	whole := reflect.New(s.typ).Elem()
+	whole.Set(v)
 	for i := range s.fields {
 		f := &s.fields[i]
-		fv := v.FieldByIndex(f.index)
-		if f.omitZero && fv.IsZero() {
-			continue
-		}
+		fv := whole.FieldByIndex(f.index)
 		if f.required && fv.IsZero() && (f.typ == uuidType || fv.Kind() == reflect.Map) {
 			p.add(f.name, "is required")
 			continue
 		}
-		before := len(p.fields)
 		checkValue(fv, f.name, 0, p.add)
-		if len(p.fields) > before {
-			continue
-		}
-		end := len(b)
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = appendString(b, f.name)
-		b = append(b, ':')
-		var err error
-		if b, err = f.append(b, fv); err != nil {
-			p.add(f.name, "cannot be written as JSON")
-			b = b[:end]
+		if fv.IsZero() && !f.omitZero {
+			f.fill(fv)
 		}
 	}
-	return append(b, '}'), p.err()
+	if len(p.fields) > 0 {
+		return nil, p.err()
+	}
+	raw, err := marshal(whole.Interface())
+	if err != nil {
+		for i := range s.fields {
+			f := &s.fields[i]
+			if _, err := marshal(whole.FieldByIndex(f.index).Interface()); err != nil {
+				p.add(f.name, "cannot be written as JSON")
+			}
+		}
+	}
+	return raw, p.err()
 }
 
-// append appends the JSON of the field's value.
-func (f *schemaField) append(b []byte, v reflect.Value) ([]byte, error) {
-	switch f.form {
-	case textForm:
-		return appendString(b, v.String()), nil
-	case uuidForm:
-		return append(appendUUID(append(b, '"'), v.Interface().(uuid.UUID)), '"'), nil
-	case optionalTextForm:
-		switch {
-		case !v.IsNil():
-			return appendString(b, v.Elem().String()), nil
-		case f.fallback != nil:
-			return appendString(b, *f.fallback), nil
-		}
-		return append(b, "null"...), nil
+// fill puts in what a zero value means on the wire.
+func (f *schemaField) fill(v reflect.Value) {
+	switch {
+	case f.fallback != nil:
+		v.Set(reflect.ValueOf(f.fallback))
+	case v.Kind() == reflect.Map:
+		v.Set(reflect.MakeMap(f.typ))
+	case v.Kind() == reflect.Slice && !f.typ.Implements(marshalerType):
+		v.Set(reflect.MakeSlice(f.typ, 0, 0))
 	}
-	switch v.Kind() {
-	case reflect.Slice:
-		if v.IsNil() {
-			return append(b, "[]"...), nil
-		}
-	case reflect.Map:
-		if v.IsNil() {
-			return append(b, "{}"...), nil
-		}
-	}
-	value, err := marshal(v.Interface())
-	return append(b, value...), err
 }
 
 // encodeWhole writes a map, or a type that has its own way to JSON.
@@ -138,7 +116,7 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 		return v.IsNil() || checkValue(v.Elem(), path, depth+1, report)
 	case reflect.Slice, reflect.Array:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
-			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !validJSON(raw)) {
+			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !json.Valid(raw)) {
 				report(path, "%s", errNotJSON)
 			}
 			return true

@@ -117,10 +117,9 @@ func excerpt(s string) string {
 const (
 	LimitSubscribers = "subscribers"              // see [WithMaxSubscribers]
 	LimitPerIdentity = "subscribers per identity" // see [WithMaxPerIdentity]
-	LimitRequestSize = "request size"             // see [WithMaxRequestSize]
 )
 
-// A LimitError says that something new was refused because the bus is at its limit. Trying again later may help, but not for a request that is too large.
+// A LimitError says that something new was refused because the bus is at its limit. Trying again later may help.
 type LimitError struct {
 	// Limit is one of the constants LimitSubscribers and so on.
 	Limit string

@@ -230,7 +230,7 @@ func (ev *Event) Validate() error {
 	}
 	// Readers take no JSON that nests deeper than encoding/json does, and the
 	// event is one level more.
-	if len(p.fields) == 0 && len(ev.Payload) >= maxNesting && !validJSON(ev.appendJSON(nil)) {
+	if len(p.fields) == 0 && len(ev.Payload) >= maxNesting && !json.Valid(ev.appendJSON(nil)) {
 		p.add("payload", "nests too deep")
 	}
 	return p.err()

@@ -324,7 +324,7 @@ func (b *Bus) Health() error {
 type counters struct {
 	published, retries, fills, gaps, unreadable, reconnects atomic.Int64
 
-	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize, refusedRequestSize atomic.Int64
+	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize atomic.Int64
 }
 
 // Stats are counts since the bus was made, and present numbers.
@@ -346,7 +346,6 @@ type Refused struct {
 	PerIdentity int64 // subscriptions; see [WithMaxPerIdentity]
 	Channels    int64 // subscriptions and publishes; see [WithMaxChannels]
 	EventSize   int64 // publishes; see [WithMaxEventSize]
-	RequestSize int64 // requests for a stream; see [WithMaxRequestSize]
 }
 
 // Stats returns the counts and present numbers.
@@ -366,7 +365,6 @@ func (b *Bus) Stats() Stats {
 			PerIdentity: b.stats.refusedPerIdentity.Load(),
 			Channels:    b.stats.refusedChannels.Load(),
 			EventSize:   b.stats.refusedEventSize.Load(),
-			RequestSize: b.stats.refusedRequestSize.Load(),
 		},
 	}
 	b.feed.mu.RLock()

@@ -127,7 +127,7 @@ func (q *request) sound() bool {
 		_ = q.control.EnableFullDuplex()
 		_ = q.control.SetReadDeadline(time.Now())
 	}
-	switch size := requestSize(q.r); {
+	switch {
 	case q.r.Method != http.MethodGet:
 		q.w.Header().Set("Allow", http.MethodGet)
 		problem(q.w, http.StatusMethodNotAllowed, "an event stream is read with GET", nil)
@@ -137,9 +137,6 @@ func (q *request) sound() bool {
 		b.warn("a stream needs a ResponseWriter that can flush and set deadlines: a middleware hides the server's; "+
 			"give its ResponseWriter an Unwrap method, or leave it out for this route", http.ErrNotSupported)
 		problem(q.w, http.StatusInternalServerError, "the server cannot stream here", nil)
-	case size > b.options.maxRequestSize:
-		b.stats.refusedRequestSize.Add(1)
-		q.refuse(&LimitError{Limit: LimitRequestSize, Max: b.options.maxRequestSize})
 	default:
 		return true
 	}
@@ -224,17 +221,6 @@ func (d *deadlines) set() {
 
 func (d *deadlines) clear() { _ = d.control.SetWriteDeadline(time.Time{}) }
 
-// requestSize is what a client can make as long as it likes.
-func requestSize(r *http.Request) int {
-	size := len(r.URL.RawQuery)
-	for name, values := range r.Header {
-		for _, v := range values {
-			size += len(name) + len(v)
-		}
-	}
-	return size
-}
-
 func sameChannels(a, b []Channel) bool {
 	for _, c := range a {
 		if !slices.Contains(b, c) {
@@ -310,8 +296,6 @@ func (q *request) refuse(err error) {
 				return
 			}
 		}
-	case limit != nil && limit.Limit == LimitRequestSize:
-		problem(q.w, http.StatusRequestHeaderFieldsTooLarge, limit.Error(), nil)
 	case q.r.Context().Err() != nil: // nobody is there any more
 	default:
 		if !errors.Is(err, ErrClosed) {

@@ -20,7 +20,6 @@ type options struct {
 
 	maxSubscribers int
 	maxPerIdentity int
-	maxRequestSize int
 
 	publishTimeout time.Duration
 
@@ -41,7 +40,6 @@ func defaults() options {
 
 		maxSubscribers: 100_000,
 		maxPerIdentity: 100,
-		maxRequestSize: 16 << 10,
 
 		publishTimeout: 5 * time.Second,
 
@@ -110,12 +108,6 @@ func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribe
 // less than 1 is an error of [New].
 func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
 
-// WithMaxRequestSize sets how many bytes the query and the header fields of a request to
-// [Bus.Handler] may have together. One with more gets status 431, before
-// authorize is called. The default is 16 KiB; less than 1 KiB is an error of [New]. What
-// is read at all, [net/http.Server] limits with MaxHeaderBytes.
-func WithMaxRequestSize(bytes int) Option { return func(o *options) { o.maxRequestSize = bytes } }
-
 // WithKeepalive sets how long an SSE stream may go without a write before it
 // gets one, and how often authorize is called again. The
 // default is 15s, as the HTML standard advises (section 9.2.7, "Authoring
@@ -180,8 +172,6 @@ func (o *options) check() error {
 		return bad("WithMaxSubscribers", "%d is less than 1", o.maxSubscribers)
 	case o.maxPerIdentity < 1:
 		return bad("WithMaxPerIdentity", "%d is less than 1", o.maxPerIdentity)
-	case o.maxRequestSize < 1<<10:
-		return bad("WithMaxRequestSize", "%d is less than 1 KiB", o.maxRequestSize)
 	case o.publishTimeout < 10*time.Millisecond:
 		return bad("WithPublishTimeout", "%s is less than 10ms", o.publishTimeout)
 	case o.keepalive < 10*time.Millisecond:

@@ -29,45 +29,6 @@ type schemaField struct {
 	nullable bool    // null is a value
 	omitZero bool    // the json tag says omitempty or omitzero
 	fallback *string // what nil and absence mean
-	form     form
-}
-
-// A form says which fields need no encoding/json: the most common ones.
-type form int
-
-const (
-	anyForm form = iota
-	textForm
-	optionalTextForm
-	uuidForm
-	objectForm
-)
-
-var forms = map[reflect.Type]form{
-	reflect.TypeFor[string]():    textForm,
-	reflect.TypeFor[*string]():   optionalTextForm,
-	reflect.TypeFor[uuid.UUID](): uuidForm,
-
-	reflect.TypeFor[map[string]any](): objectForm,
-}
-
-// fits tells whether a JSON value is for certain one that the field takes.
-func (f *schemaField) fits(value []byte) bool {
-	switch f.form {
-	case textForm:
-		return value[0] == '"'
-	case optionalTextForm:
-		return value[0] == '"' || value[0] == 'n'
-	case uuidForm:
-		if value[0] != '"' || len(value) != 38 {
-			return false
-		}
-		_, err := uuid.ParseBytes(value[1:37])
-		return err == nil
-	case objectForm:
-		return string(value) == "{}" // others can have numbers that Go does not
-	}
-	return false
 }
 
 var (
@@ -77,6 +38,7 @@ var (
 		names  map[string]Type // the same keys, for registeredName
 	}{byType: map[Type]*schema{}, names: map[string]Type{}}
 
+	stringType    = reflect.TypeFor[string]()
 	uuidType      = reflect.TypeFor[uuid.UUID]()
 	marshalerType = reflect.TypeFor[json.Marshaler]()
 )
@@ -163,7 +125,6 @@ func schemaOf(t reflect.Type) (*schema, error) {
 				name:     f.json,
 				index:    f.Index,
 				typ:      f.Type,
-				form:     forms[f.Type],
 				nullable: f.Type.Kind() == reflect.Pointer || f.Type.Kind() == reflect.Interface,
 				omitZero: strings.Contains(options, "omit"),
 			}
@@ -321,7 +282,7 @@ func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 		case value == nil:
 		case string(value) == "null" && !f.nullable:
 			p.add(f.name, "is null")
-		case !into.IsValid() && f.fits(value):
+		case !into.IsValid() && f.typ == stringType && value[0] == '"':
 		default:
 			var field reflect.Value
 			if into.IsValid() {

@@ -51,48 +51,20 @@ func (ev *Event) appendWire(b []byte) []byte {
 	return append(b, `"}`...)
 }
 
-// appendTime appends a time as RFC 3339 in UTC, to the microsecond. (AppendFormat
-// takes ten times as long.)
+// appendTime appends a time as RFC 3339 in UTC, to the microsecond, in six digits as Python has it.
 func appendTime(b []byte, t time.Time) []byte {
-	t = t.UTC()
-	year, month, day := t.Date()
-	if year < 0 || year > 9999 { // Validate refuses it, MarshalJSON does not
-		return t.AppendFormat(b, "2006-01-02T15:04:05.999999Z")
-	}
-	hour, minute, second := t.Clock()
-	b = appendDigits(b, year, 4)
-	b = appendDigits(append(b, '-'), int(month), 2)
-	b = appendDigits(append(b, '-'), day, 2)
-	b = appendDigits(append(b, 'T'), hour, 2)
-	b = appendDigits(append(b, ':'), minute, 2)
-	b = appendDigits(append(b, ':'), second, 2)
+	b = t.UTC().AppendFormat(b, time.RFC3339)
 	if micros := t.Nanosecond() / 1000; micros > 0 {
-		b = appendDigits(append(b, '.'), micros, 6)
-	}
-	return append(b, 'Z')
-}
-
-// appendDigits appends a number in so many digits.
-func appendDigits(b []byte, n, digits int) []byte {
-	b = append(b, "000000"[:digits]...)
-	for i := len(b) - 1; n > 0 && digits > 0; i, digits = i-1, digits-1 {
-		b[i] = byte('0' + n%10)
-		n /= 10
-	}
-	return b
-}
-
-func appendUUID(b []byte, u uuid.UUID) []byte {
-	for i, octet := range u {
-		if i == 4 || i == 6 || i == 8 || i == 10 {
-			b = append(b, '-')
+		b = append(b[:len(b)-1], ".000000Z"...)
+		for i := len(b) - 2; micros > 0; i-- {
+			b[i] += byte(micros % 10)
+			micros /= 10
 		}
-		b = append(b, hexDigits[octet>>4], hexDigits[octet&15])
 	}
 	return b
 }
 
-const hexDigits = "0123456789abcdef"
+func appendUUID(b []byte, u uuid.UUID) []byte { return append(b, u.String()...) }
 
 // decode reads an event. Its payload shares memory with data.
 func decode(data []byte) (Event, error) {
