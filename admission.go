@@ -79,7 +79,7 @@ func (b *Bus) revoke(who identity) {
 	reg.revoked++
 	for r := range reg.of[who] {
 		r.revoked.Store(true)
-		r.waiter.wake()
+		r.waiter.Set()
 	}
 }
 

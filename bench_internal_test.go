@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/redistest"
 )
 
@@ -44,7 +45,7 @@ type benchStream struct {
 }
 
 func newBenchStream(tl *tail) *benchStream {
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: newWaiter(), key: newCursorKey([]string{tl.name})}
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: newCursorKey([]string{tl.name})}
 	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: Position{epoch: 1_700_000_000_000, seq: 0}}}}
 	l := r.lanes[0]
 	l.place.attached, l.place.run, l.place.ord = true, tl.run, tl.first

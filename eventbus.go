@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // A Bus publishes events to the logs and channels of one Redis, and serves any
@@ -20,7 +21,7 @@ type Bus struct {
 	log     *redisLog
 	feed    *feed
 	commits commits
-	logs    burstLog
+	logs    *pace.Warner
 	stats   counters
 
 	outcomes outcomes
@@ -79,7 +80,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	b := &Bus{
 		options:   o,
 		log:       &redisLog{client: client, prefix: o.prefix, sharded: o.sharded, epochs: make(map[string]int64)},
-		logs:      burstLog{logger: o.logger},
+		logs:      pace.NewWarner(o.logger),
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
 		over:      make(chan struct{}),
@@ -377,7 +378,7 @@ func (b *Bus) Stats() Stats {
 }
 
 // warn logs what needs attention, once per burst.
-func (b *Bus) warn(message string, err error) { b.logs.warn(message, withoutArguments(err)) }
+func (b *Bus) warn(message string, err error) { b.logs.Warn(message, withoutArguments(err)) }
 
 // unreadable counts and logs something on a channel or in a log that is no event.
 func (b *Bus) unreadable(err error) {

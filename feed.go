@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
@@ -28,8 +30,8 @@ type feed struct {
 	stray   []string       // channels that have no link yet
 	wanted  map[*tail]bool // tails to fill; true for those that are not whole
 
-	strays chan struct{} // stray has something
-	wants  chan struct{} // wanted has something
+	strays pace.Flag // stray has something
+	wants  pace.Flag // wanted has something
 }
 
 // A tail stays warm for a while after its last reader has left: readers of a
@@ -44,16 +46,8 @@ func newFeed(b *Bus) *feed {
 		carrier: make(map[string]*link),
 		stray:   []string{""},
 		wanted:  make(map[*tail]bool),
-		strays:  make(chan struct{}, 1),
-		wants:   make(chan struct{}, 1),
-	}
-}
-
-// signal sets a flag that somebody waits for.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+		strays:  pace.NewFlag(),
+		wants:   pace.NewFlag(),
 	}
 }
 
@@ -71,7 +65,7 @@ func (f *feed) acquire(c Channel) *tail {
 		}
 		f.tail[name] = t
 		f.stray = append(f.stray, name)
-		signal(f.strays)
+		f.strays.Set()
 	}
 	t.readers++
 	return t
@@ -88,9 +82,9 @@ func (f *feed) release(t *tail) {
 
 // run gives channels to links until the bus is closed.
 func (f *feed) run(ctx context.Context) {
-	var retry backoff
+	var retry pace.Backoff
 	var again <-chan time.Time
-	signal(f.strays)
+	f.strays.Set()
 	for {
 		select {
 		case <-f.strays:
@@ -101,9 +95,9 @@ func (f *feed) run(ctx context.Context) {
 		again = nil
 		if err := f.route(ctx); err != nil && ctx.Err() == nil {
 			f.bus.warn("finding the node of a channel failed; trying again", err)
-			again = retry.after()
+			again = retry.After()
 		} else {
-			retry = backoff{}
+			retry = pace.Backoff{}
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // complaints are the names of the fields that err complains of.
@@ -622,7 +623,7 @@ func TestNumberGivenTwice(t *testing.T) {
 	require.Equal(t, cut, tl.state)
 	require.Equal(t, two.Position.seq, tl.last.seq, "nothing was added")
 
-	late := place{pos: one.Position, waiter: newWaiter()}
+	late := place{pos: one.Position, waiter: pace.NewFlag()}
 	late.pos.mark = fingerprint(one.ID)
 	require.True(t, tl.look(&late).behind, "nor is what the log may lack given to anybody")
 	page := &logPage{last: Position{epoch: 1000, seq: 3, mark: fingerprint(other.ID)}, asked: tl.last}

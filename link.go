@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // A link is the Pub/Sub connection to one node, broken and made again as often as
@@ -28,7 +29,7 @@ type link struct {
 	confirmed map[string]uint64
 	confirms  uint64
 
-	changed chan struct{}         // unsent has something
+	changed pace.Flag             // unsent has something
 	heard   atomic.Int64          // when a connection last brought anything, UnixNano
 	failing atomic.Pointer[error] // why there is no session
 	breaks  chan error            // what ends the session from outside
@@ -37,7 +38,7 @@ type link struct {
 const subscribeBatch = 512
 
 func newLink(f *feed, node string) *link {
-	l := &link{feed: f, node: node, changed: make(chan struct{}, 1), breaks: make(chan error, 1)}
+	l := &link{feed: f, node: node, changed: pace.NewFlag(), breaks: make(chan error, 1)}
 	l.heard.Store(time.Now().UnixNano())
 	return l
 }
@@ -45,12 +46,12 @@ func newLink(f *feed, node string) *link {
 // sendLocked notes that a channel came or went.
 func (l *link) sendLocked(name string) {
 	l.unsent = append(l.unsent, name)
-	signal(l.changed)
+	l.changed.Set()
 }
 
 // run keeps a session until the bus is closed or nothing is carried any more.
 func (l *link) run(ctx context.Context) {
-	var retry backoff
+	var retry pace.Backoff
 	for {
 		began := time.Now()
 		err := l.session(ctx)
@@ -61,10 +62,10 @@ func (l *link) run(ctx context.Context) {
 		l.feed.bus.stats.reconnects.Add(1)
 		l.feed.bus.warn("a Pub/Sub connection broke; connecting again", err)
 		if time.Since(began) > 5*time.Second {
-			retry = backoff{}
+			retry = pace.Backoff{}
 		}
 		select {
-		case <-retry.after():
+		case <-retry.After():
 		case <-ctx.Done():
 			return
 		}
@@ -87,7 +88,7 @@ func (l *link) giveBack() {
 			f.stray = append(f.stray, name)
 		}
 	}
-	signal(f.strays)
+	f.strays.Set()
 }
 
 // Why a session ends though its connection is open.
@@ -113,7 +114,7 @@ func (l *link) session(ctx context.Context) error {
 	}
 	client := l.client
 	f.mu.Unlock()
-	signal(l.changed)
+	l.changed.Set()
 	select {
 	case <-l.breaks: // it was about the session before
 	default:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // fillBatch is how many logs are read in one round trip.
@@ -23,7 +25,7 @@ func (f *feed) want(urgent bool, tails ...*tail) {
 
 func (f *feed) wantLocked(t *tail, urgent bool) {
 	f.wanted[t] = f.wanted[t] || urgent
-	signal(f.wants)
+	f.wants.Set()
 }
 
 // A fillQueue has the tails of one node that are to be filled: a node that does not
@@ -64,7 +66,7 @@ func (f *feed) mend(ctx context.Context) {
 	defer compare.Stop()
 	queues := make(map[string]*fillQueue) // by node
 	done := make(chan filled)
-	var retry backoff
+	var retry pace.Backoff
 	var failed, retried []*tail
 	var again <-chan time.Time
 	for {
@@ -87,9 +89,9 @@ func (f *feed) mend(ctx context.Context) {
 			d.queue.busy = false
 			failed = append(failed, d.failed...)
 			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail) bool { return slices.Contains(retried, t) }) {
-				retry = backoff{}
+				retry = pace.Backoff{}
 			} else if len(failed) > 0 && again == nil {
-				again = retry.after()
+				again = retry.After()
 			}
 		}
 		f.sort(ctx, queues)

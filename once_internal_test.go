@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/syndarix/eventbus/internal/pace"
 	"pgregory.net/rapid"
 )
 
@@ -50,7 +51,7 @@ func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 // TestNewChannelBeginsWhereItsLogEnds, though its tail is behind: other channels of the cursor may
 // have brought what is on its way.
 func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: newWaiter()}
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag()}
 	end := Position{epoch: 1000, seq: 9}
 	for _, last := range []Position{{epoch: 1000, seq: 7}, {epoch: 1000, seq: 7}} {
 		tl := openTail(t, last, nil)
@@ -276,7 +277,7 @@ func (m *onceModel) deliver() {
 // connect begins a chain, or resumes the one that there is.
 func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: newWaiter(), key: newCursorKey(channels)}
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: newCursorKey(channels)}
 	for _, name := range channels {
 		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, place: place{waiter: r.waiter}})
 	}

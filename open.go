@@ -2,6 +2,8 @@ package eventbus
 
 import (
 	"context"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // open begins a subscription. It waits until all its channels can be read.
@@ -21,7 +23,7 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
-	r := &reader{bus: b, waiter: newWaiter()}
+	r := &reader{bus: b, waiter: pace.NewFlag()}
 	if err := b.admit(r, sub.Identity); err != nil {
 		b.leave()
 		return nil, err
@@ -54,7 +56,7 @@ func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
 
 // newReader makes a reader of the bus's own, which no limit counts.
 func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
-	r := &reader{bus: b, waiter: newWaiter()}
+	r := &reader{bus: b, waiter: pace.NewFlag()}
 	if err := b.begin(ctx, r, sub); err != nil {
 		return nil, err
 	}

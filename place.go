@@ -1,5 +1,7 @@
 package eventbus
 
+import "github.com/syndarix/eventbus/internal/pace"
+
 // A place is where a reader stands in a tail. The position alone would do; the
 // rest saves the search, and covers foreign events, which have no position.
 type place struct {
@@ -18,9 +20,9 @@ type place struct {
 	wave uint64 // the last in which the reader was given something,
 	upto uint64 // up to this ordinal
 
-	waiter waiter // woken when the tail has something new
-	slept  uint64 // guarded by the tail's lock: 1 + the wave behind which it fell asleep,
-	slot   int    // and its index in tail.waiting
+	waiter pace.Flag // woken when the tail has something new
+	slept  uint64    // guarded by the tail's lock: 1 + the wave behind which it fell asleep,
+	slot   int       // and its index in tail.waiting
 }
 
 // A glance is the answer of a tail to a reader: entries that follow its place;

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // The commits gather what is published at the same time into common calls. There
@@ -23,7 +25,7 @@ type commits struct {
 // A commitQueue is what is to go to one node.
 type commitQueue struct {
 	bus  *Bus
-	wake chan struct{}
+	wake pace.Flag
 
 	mu      sync.Mutex // guards following
 	waiting []*commit
@@ -46,7 +48,7 @@ func (cs *commits) queue(node string) *commitQueue {
 	if q := cs.queues[node]; q != nil {
 		return q
 	}
-	q := &commitQueue{bus: cs.bus, wake: make(chan struct{}, commitWorkers)}
+	q := &commitQueue{bus: cs.bus, wake: make(pace.Flag, commitWorkers)}
 	if cs.queues == nil {
 		cs.queues = make(map[string]*commitQueue)
 	}
@@ -63,7 +65,7 @@ func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
-	signal(q.wake)
+	q.wake.Set()
 	return q
 }
 
@@ -110,7 +112,7 @@ func (q *commitQueue) work(ctx context.Context) {
 // settle repeats calls until it is known what became of their commits. If part says so, it gives
 // back what is left as soon as Redis has settled a part of them, or only moves their slots.
 func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool) (left []*appendCall) {
-	var retry backoff
+	var retry pace.Backoff
 	began := time.Now()
 	for {
 		before := unsettled(calls)
@@ -129,7 +131,7 @@ func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool
 		}
 		q.bus.stats.retries.Add(1)
 		select {
-		case <-retry.after():
+		case <-retry.After():
 		case <-ctx.Done():
 			return nil
 		}
@@ -171,7 +173,7 @@ func (q *commitQueue) take() []*commit {
 		records += len(c.records)
 		bytes += len(c.event)
 		if n > 0 && (records > commitRecords || bytes > commitBytes) {
-			signal(q.wake) // for another worker
+			q.wake.Set() // for another worker
 			break
 		}
 		n++

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // A reader is one subscription at work: a place in the tail of each channel. It
@@ -13,7 +15,7 @@ type reader struct {
 	lanes   []*lane
 	types   *typeFilter
 	key     cursorKey
-	waiter  waiter
+	waiter  pace.Flag
 	open    bool   // cursors say where lanes began, and their holes: see once.go
 	foreign recent // foreign events of late
 
@@ -27,7 +29,7 @@ type reader struct {
 // ring makes next return, with a timeout if there is nothing else.
 func (r *reader) ring() {
 	r.alarm.Store(true)
-	r.waiter.wake()
+	r.waiter.Set()
 }
 
 // A lane is a reader's way through one channel.
@@ -58,14 +60,14 @@ type step struct {
 // wakeOn makes the end of a context wake the reader. It must be called, once, before
 // next is called with that context.
 func (r *reader) wakeOn(ctx context.Context) (stop func() bool) {
-	return context.AfterFunc(ctx, r.waiter.wake)
+	return context.AfterFunc(ctx, r.waiter.Set)
 }
 
 // next gives the next step. It waits until there is one, the context or the bus
 // ends, or ring is called. When the bus drains, it first gives what there is, if drain
 // says so.
 func (r *reader) next(ctx context.Context, drain bool) (step, error) {
-	var retry backoff
+	var retry pace.Backoff
 	for {
 		draining := r.bus.isDraining()
 		if err := r.ended(ctx, draining && !drain); err != nil {
@@ -97,7 +99,7 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 		r.bus.warn("reading a log failed; trying again", err)
 		select {
 		case <-r.waiter:
-		case <-retry.after():
+		case <-retry.After():
 		case <-r.bus.draining:
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // The waves of a tail are how it wakes its readers: what comes while the last wave is
@@ -25,7 +27,7 @@ type waves struct {
 // A sleeper is a reader that waits for something new.
 type sleeper struct {
 	place  *place
-	waiter waiter
+	waiter pace.Flag
 }
 
 // A wave takes about waveCost for each reader that it wakes, and is over when 7 of 8 are
@@ -41,18 +43,6 @@ const (
 	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
 )
-
-// A waiter is how a reader is woken: by a tail that has something new.
-type waiter chan struct{}
-
-func newWaiter() waiter { return make(waiter, 1) }
-
-func (w waiter) wake() {
-	select {
-	case w <- struct{}{}:
-	default: // it has not slept since it was woken last
-	}
-}
 
 // asleepLocked tells whether the next wave is to wake the reader.
 func (t *tail) asleepLocked(p *place) bool { return p.slept == t.wave+1 }
@@ -167,7 +157,7 @@ func (t *tail) surging() bool {
 
 func wakeAll(waiting []sleeper) {
 	for _, s := range waiting {
-		s.waiter.wake()
+		s.waiter.Set()
 	}
 }
 

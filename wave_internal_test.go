@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/syndarix/eventbus/internal/pace"
 )
 
 // A crowd is the readers of one tail.
@@ -26,7 +27,7 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 		synctest.Test(t, func(t *testing.T) {
 			c := &crowd{t, benchTail(t, 1), make([]place, crowdSize)}
 			for i := range c.places {
-				c.places[i] = place{waiter: newWaiter(), pos: c.tail.last}
+				c.places[i] = place{waiter: pace.NewFlag(), pos: c.tail.last}
 			}
 			c.tail.show()
 			c.visit(0, crowdSize, 0)

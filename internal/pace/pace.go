@@ -1,0 +1,77 @@
+// Package pace says when to act: a flag that wakes whoever waits, the pause before another attempt,
+// and how often a warning is logged. It has no goroutines of its own; everybody may call it.
+package pace
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// A Flag wakes a goroutine that receives from it. Set never blocks, and several of them wake it once.
+type Flag chan struct{}
+
+// NewFlag makes a flag that is not set.
+func NewFlag() Flag { return make(Flag, 1) }
+
+// Set wakes the receiver, now or when it next waits.
+func (f Flag) Set() {
+	select {
+	case f <- struct{}{}:
+	default: // it is set
+	}
+}
+
+// A Backoff spaces attempts out: 25 ms at first, doubled each time up to 1 s. Each pause is up to
+// half shorter, at random, so that processes do not try in step. The zero Backoff is ready.
+type Backoff struct{ attempts int }
+
+// After gives a channel that fires when the next attempt is due.
+func (b *Backoff) After() <-chan time.Time { return time.After(b.next()) }
+
+func (b *Backoff) next() time.Duration {
+	d := min(25*time.Millisecond<<min(b.attempts, 10), time.Second)
+	b.attempts++
+	return d - rand.N(d/2)
+}
+
+// A Warner logs each kind of warning at most once every ten seconds. It then says how many were left
+// out. It is safe for concurrent use.
+type Warner struct {
+	logger *slog.Logger
+
+	mu     sync.Mutex        // guards following
+	bursts map[string]*burst // by message
+}
+
+type burst struct {
+	last time.Time
+	more int
+}
+
+const burstPause = 10 * time.Second
+
+// NewWarner makes a Warner.
+func NewWarner(logger *slog.Logger) *Warner {
+	return &Warner{logger: logger, bursts: make(map[string]*burst)}
+}
+
+// Warn logs a message, one of a few that the code has, with the error of this time.
+func (w *Warner) Warn(message string, err error) {
+	w.mu.Lock()
+	b := w.bursts[message]
+	if b == nil {
+		b = &burst{}
+		w.bursts[message] = b
+	}
+	if time.Since(b.last) < burstPause {
+		b.more++
+		w.mu.Unlock()
+		return
+	}
+	more := b.more
+	*b = burst{last: time.Now()}
+	w.mu.Unlock()
+	w.logger.Warn("eventbus: "+message, "error", err, "left_out", more)
+}
