@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // A ChannelKind is the first part of a channel's name: whose events it carries.
@@ -41,11 +42,11 @@ func ParseChannel(s string) (Channel, error) {
 	switch ChannelKind(kind) {
 	case ProjectKind, AgentKind, UserKind:
 	default:
-		return Channel{}, invalid("channel", "channel", "%s must begin with project:, agent: or user:", excerpt(s))
+		return Channel{}, invalid("channel", "channel", "%s must begin with project:, agent: or user:", rawjson.Excerpt(s))
 	}
 	u, err := parseUUID(id)
 	if err != nil {
-		return Channel{}, invalid("channel", "channel", "%s must end in a UUID", excerpt(s))
+		return Channel{}, invalid("channel", "channel", "%s must end in a UUID", rawjson.Excerpt(s))
 	}
 	c := Channel{ChannelKind(kind), u}
 	return c, c.check("channel")
@@ -82,14 +83,22 @@ func (c *Channel) UnmarshalText(text []byte) error {
 	return err
 }
 
-// check refuses the zero Channel and the nil UUID, which nearly always is a
-// variable that was not set.
-func (c Channel) check(field string) error {
-	if c.kind == "" {
-		return invalid("channel", field, "is not set")
+// problem says what is wrong with the zero Channel, and with the nil UUID, which nearly always is a
+// variable that was not set; "" with any other.
+func (c Channel) problem() string {
+	switch {
+	case c.kind == "":
+		return "is not set"
+	case c.id == uuid.Nil:
+		return c.String() + " has the nil UUID"
 	}
-	if c.id == uuid.Nil {
-		return invalid("channel", field, "%s has the nil UUID", c)
+	return ""
+}
+
+// check refuses a channel with a problem.
+func (c Channel) check(field string) error {
+	if problem := c.problem(); problem != "" {
+		return invalid("channel", field, "%s", problem)
 	}
 	return nil
 }
@@ -97,7 +106,7 @@ func (c Channel) check(field string) error {
 // parseUUID takes the form with 36 characters, which is the one that is written.
 func parseUUID(s string) (uuid.UUID, error) {
 	if len(s) != 36 {
-		return uuid.Nil, errNotUUID
+		return uuid.Nil, rawjson.ErrNotUUID
 	}
 	return uuid.Parse(s)
 }
@@ -105,7 +114,7 @@ func parseUUID(s string) (uuid.UUID, error) {
 // readUUID also takes the other forms that the Python services read.
 func readUUID(s []byte) (uuid.UUID, error) {
 	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
-		return uuid.Nil, errNotUUID // uuid.Parse does not look at the braces
+		return uuid.Nil, rawjson.ErrNotUUID // uuid.Parse does not look at the braces
 	}
 	return uuid.ParseBytes(s)
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // Errors that callers branch on with [errors.Is].
@@ -80,37 +82,28 @@ func (e *ValidationError) Unwrap() []error {
 	return errs
 }
 
-// problems collects field errors on the way to a ValidationError.
+// problems are what is wrong with a subject, on the way to a ValidationError.
 type problems struct {
 	subject string
-	fields  []FieldError
-}
-
-func (p *problems) add(field, format string, args ...any) {
-	p.fields = append(p.fields, FieldError{Field: field, Problem: fmt.Sprintf(format, args...)})
+	rawjson.Faults
 }
 
 func (p *problems) err() error {
-	if len(p.fields) == 0 {
+	if len(p.Faults) == 0 {
 		return nil
 	}
-	return &ValidationError{Subject: p.subject, Fields: p.fields}
+	e := &ValidationError{Subject: p.subject, Fields: make([]FieldError, len(p.Faults))}
+	for i, f := range p.Faults {
+		e.Fields[i] = FieldError(f)
+	}
+	return e
 }
 
 // invalid is the ValidationError for a single field.
 func invalid(subject, field, format string, args ...any) error {
 	p := problems{subject: subject}
-	p.add(field, format, args...)
+	p.Add(field, format, args...)
 	return p.err()
-}
-
-// excerpt quotes a value from outside for an error message, cut short.
-func excerpt(s string) string {
-	const most = 48
-	if len(s) > most {
-		return fmt.Sprintf("%.*q…", most, s)
-	}
-	return fmt.Sprintf("%q", s)
 }
 
 // The limits of a [LimitError].

@@ -10,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/schema"
 )
 
 // A Type names what happened, as "{domain}.{action}".
@@ -141,10 +143,10 @@ type Event struct {
 func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	p := problems{subject: "event"}
 	if project == uuid.Nil {
-		p.add("project_id", "is required")
+		p.Add("project_id", "is required")
 	}
 	if !actor.Type.known() {
-		p.add("actor_type", "%s is not one of agent, user, system", excerpt(string(actor.Type)))
+		p.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(actor.Type)))
 	}
 	ev := Event{
 		Timestamp: now(),
@@ -153,7 +155,7 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 		ActorType: actor.Type,
 	}
 	if isNil(payload) { // its method could not be called either
-		p.add("payload", "is required")
+		p.Add("payload", "is required")
 		return Event{}, p.err()
 	}
 	ev.Type = payload.EventType()
@@ -164,7 +166,7 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 			return Event{}, err
 		}
 		for _, f := range bad.Fields {
-			p.add(payloadPath(f.Field), "%s", f.Problem)
+			p.Add(payloadPath(f.Field), "%s", f.Problem)
 		}
 	}
 	if err := p.err(); err != nil {
@@ -196,42 +198,42 @@ func payloadPath(field string) string {
 func (ev *Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
-		p.add("id", "is required")
+		p.Add("id", "is required")
 	} else if _, err := parseUUID(ev.ID); err != nil {
-		p.add("id", "%s is not a UUID", excerpt(ev.ID))
+		p.Add("id", "%s is not a UUID", rawjson.Excerpt(ev.ID))
 	}
-	s, known := registered(ev.Type)
+	s, known := schema.Registered(string(ev.Type))
 	if ev.Type == "" {
-		p.add("type", "is required")
+		p.Add("type", "is required")
 	} else if !known {
-		p.add("type", "%s is not registered; Register[YourPayload] does that", excerpt(string(ev.Type)))
+		p.Add("type", "%s is not registered; Register[YourPayload] does that", rawjson.Excerpt(string(ev.Type)))
 	}
 	if ev.Timestamp.IsZero() {
-		p.add("timestamp", "is required")
+		p.Add("timestamp", "is required")
 	} else if y := ev.Timestamp.UTC().Year(); y < 1 || y > 9999 {
-		p.add("timestamp", "has the year %d, outside 1 to 9999", y)
+		p.Add("timestamp", "has the year %d, outside 1 to 9999", y)
 	}
 	if ev.ProjectID == uuid.Nil {
-		p.add("project_id", "is required")
+		p.Add("project_id", "is required")
 	}
 	if ev.ActorType == "" {
-		p.add("actor_type", "is required")
+		p.Add("actor_type", "is required")
 	} else if !ev.ActorType.known() {
-		p.add("actor_type", "%s is not one of agent, user, system", excerpt(string(ev.ActorType)))
+		p.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(ev.ActorType)))
 	}
 	if known {
-		for _, f := range s.check(ev.Payload) {
-			p.add(payloadPath(f.Field), "%s", f.Problem)
+		for _, f := range s.Check(ev.Payload) {
+			p.Add(payloadPath(f.Field), "%s", f.Problem)
 		}
 	} else if len(ev.Payload) > 0 {
-		if err := checkObject(ev.Payload); err != nil {
-			p.add("payload", "%s", err)
+		if err := rawjson.CheckObject(ev.Payload); err != nil {
+			p.Add("payload", "%s", err)
 		}
 	}
 	// Readers take no JSON that nests deeper than encoding/json does, and the
 	// event is one level more.
-	if len(p.fields) == 0 && len(ev.Payload) >= maxNesting && !json.Valid(ev.appendJSON(nil)) {
-		p.add("payload", "nests too deep")
+	if len(p.Faults) == 0 && len(ev.Payload) >= rawjson.MaxNesting && !json.Valid(ev.appendJSON(nil)) {
+		p.Add("payload", "nests too deep")
 	}
 	return p.err()
 }
@@ -240,12 +242,12 @@ func (ev *Event) Validate() error {
 // be published, but fails with a [*ValidationError] where the result would not be JSON.
 func (ev Event) MarshalJSON() ([]byte, error) {
 	if len(ev.Payload) > 0 {
-		if err := checkObject(ev.Payload); err != nil {
+		if err := rawjson.CheckObject(ev.Payload); err != nil {
 			return nil, invalid("event", "payload", "%s", err)
 		}
 	}
 	if !utf8.ValidString(ev.ID) {
-		return nil, invalid("event", "id", "%s", errNotUTF8)
+		return nil, invalid("event", "id", "%s", rawjson.ErrNotUTF8)
 	}
 	return ev.appendWire(nil), nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // complaints are the names of the fields that err complains of.
@@ -132,7 +133,7 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 	} {
 		want, got := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 		require.NoError(t, json.Unmarshal([]byte(text), &want))
-		require.NoError(t, eachMember([]byte(text), func(name, value []byte) { got[string(name)] = value }))
+		require.NoError(t, rawjson.EachMember([]byte(text), func(name, value []byte) { got[string(name)] = value }))
 		require.Equal(t, want, got, text)
 	}
 }
@@ -661,7 +662,7 @@ func TestTimesAreWrittenAsByTime(t *testing.T) {
 	}
 }
 
-// FuzzEachMember holds eachMember against encoding/json.
+// FuzzEachMember holds rawjson.EachMember against encoding/json.
 func FuzzEachMember(f *testing.F) {
 	for _, text := range []string{
 		"", " ", "null", "[]", "{", "{}", " { } ", `{"a":1,"b":[{}]}`, "{\"a\" : 1 ,\n\"b\":2}", `{"a":{"b":[1,"]"],"c":"}"}}`, `{"a\"":"\\","b":"\\\""}`, `{"a":-1.5e+10,"b":true}`, `{"a":1,"a":null}`, "{\"a\":\"\xff\"}",
@@ -672,7 +673,7 @@ func FuzzEachMember(f *testing.F) {
 		var want map[string]json.RawMessage
 		err := json.Unmarshal(text, &want)
 		got := map[string]json.RawMessage{}
-		if eachMember(text, func(name, value []byte) { got[string(name)] = value }) != nil {
+		if rawjson.EachMember(text, func(name, value []byte) { got[string(name)] = value }) != nil {
 			require.True(t, err != nil || want == nil || !utf8.Valid(text), "%q", text)
 			return
 		}

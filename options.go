@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // An Option changes a bus that [New] makes.
@@ -146,11 +148,11 @@ func (o *options) check() error {
 		return fmt.Errorf("eventbus: new: %s: %s", option, fmt.Sprintf(format, args...))
 	}
 	if len(o.prefix) > 64 || strings.ContainsFunc(o.prefix, func(r rune) bool { return r <= ' ' || r >= 0x7F || strings.ContainsRune(`{}|"\`, r) }) {
-		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces, bars, quotes and backslashes", excerpt(o.prefix))
+		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces, bars, quotes and backslashes", rawjson.Excerpt(o.prefix))
 	}
 	for kind, r := range o.retentionOf {
 		if kind != ProjectKind && kind != AgentKind && kind != UserKind {
-			return bad("WithChannelRetention", "%s is no kind of channel", excerpt(string(kind)))
+			return bad("WithChannelRetention", "%s is no kind of channel", rawjson.Excerpt(string(kind)))
 		}
 		if r.Events < 0 || r.Age < 0 {
 			return bad("WithChannelRetention", "%v is negative", r)

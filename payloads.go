@@ -1,6 +1,14 @@
 package eventbus
 
-import "github.com/google/uuid"
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+
+	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/schema"
+)
 
 // A Payload is the particular part of an event. Its Go type decides the event's
 // type, so EventType must give the same answer for every value, the zero value
@@ -14,6 +22,109 @@ import "github.com/google/uuid"
 // values. The tag eventbus:"default=TEXT" on a *string gives nil that meaning.
 type Payload interface {
 	EventType() Type
+}
+
+// Register makes the type of P's events known, so that every bus in the program
+// publishes them and checks their payload against P. Registering P again
+// changes nothing. The error says that P's type is not of the form
+// domain.action, belongs to another struct already, or that P is neither a
+// struct nor a map with string keys. It is safe for concurrent use and usually
+// called before the first bus is made.
+func Register[P Payload]() error {
+	t := reflect.TypeFor[P]()
+	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
+		return fmt.Errorf("eventbus: register %s: it must be the struct itself, not a pointer or an interface", t)
+	}
+	var zero P
+	return register(t, zero.EventType())
+}
+
+func register(t reflect.Type, typ Type) error {
+	if !typ.wellFormed() {
+		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action", t, rawjson.Excerpt(string(typ)))
+	}
+	if err := schema.Register(string(typ), t); err != nil {
+		return fmt.Errorf("eventbus: register %s: %w", t, err)
+	}
+	return nil
+}
+
+// PayloadAs decodes the payload of an event into the struct of its type, with
+// the defaults of the schema filled in:
+//
+//	msg, err := eventbus.PayloadAs[eventbus.AgentMessagePayload](ev)
+//
+// Fields that the struct does not have are ignored. The error is a
+// [*ValidationError] that names every missing or malformed field, or "type"
+// when the event is of another type than P's.
+func PayloadAs[P Payload](ev Event) (P, error) {
+	var payload P
+	s, err := schema.Of(reflect.TypeFor[P]())
+	if err != nil {
+		return payload, fmt.Errorf("eventbus: payload of %s: %w", ev.Type, err)
+	}
+	if want := payload.EventType(); ev.Type != want {
+		return payload, invalid("payload of "+string(want), "type", "is %s", rawjson.Excerpt(string(ev.Type)))
+	}
+	p := problems{subject: "payload of " + string(ev.Type)}
+	raw := ev.Payload
+	if len(raw) == 0 {
+		raw = json.RawMessage("{}")
+	}
+	if p.Faults = s.Decode(raw, reflect.ValueOf(&payload).Elem()); len(p.Faults) > 0 {
+		var zero P
+		return zero, p.err()
+	}
+	return payload, nil
+}
+
+// Types returns the registered types in alphabetical order.
+func Types() []Type {
+	var types []Type
+	for _, name := range schema.Names() {
+		types = append(types, Type(name))
+	}
+	return types
+}
+
+// isNil tells whether there is no payload, not even behind the interface.
+func isNil(payload Payload) bool {
+	v := reflect.ValueOf(payload)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// encodePayload gives the JSON of a payload, every field present.
+func encodePayload(payload Payload) (json.RawMessage, error) {
+	v := reflect.ValueOf(payload)
+	for v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil, invalid("payload", "payload", "is nil")
+		}
+		v = v.Elem()
+	}
+	s, err := schema.Of(v.Type())
+	if err != nil {
+		return nil, fmt.Errorf("eventbus: payload of %s: %w", payload.EventType(), err)
+	}
+	p := problems{subject: "payload"}
+	raw, faults := s.Encode(v)
+	p.Faults = faults
+	return raw, p.err()
+}
+
+func init() {
+	for _, p := range []Payload{
+		AgentSpawnedPayload{}, AgentStatusChangedPayload{}, AgentMessagePayload{}, AgentTerminatedPayload{},
+		IssueCreatedPayload{}, IssueUpdatedPayload{}, IssueAssignedPayload{}, IssueClosedPayload{},
+		SprintStartedPayload{}, SprintCompletedPayload{},
+		ApprovalRequestedPayload{}, ApprovalGrantedPayload{}, ApprovalDeniedPayload{},
+		ProjectCreatedPayload{}, ProjectUpdatedPayload{}, ProjectArchivedPayload{},
+		WorkflowStartedPayload{}, WorkflowStepCompletedPayload{}, WorkflowCompletedPayload{}, WorkflowFailedPayload{},
+	} {
+		if err := register(reflect.TypeOf(p), p.EventType()); err != nil {
+			panic(err)
+		}
+	}
 }
 
 // AgentSpawnedPayload is the payload of [AgentSpawned].

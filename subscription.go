@@ -3,12 +3,13 @@ package eventbus
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"path"
 	"slices"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // A Subscription says what is to be read. Only Channels is required; with the
@@ -49,33 +50,32 @@ const maxIdentity = 1024
 func (s *Subscription) check(o *options) error {
 	p := problems{subject: "subscription"}
 	if len(s.Channels) == 0 {
-		p.add("channels", "is empty")
+		p.Add("channels", "is empty")
 	}
 	for i, c := range s.Channels {
-		var bad *ValidationError
-		if errors.As(c.check(fmt.Sprintf("channels[%d]", i)), &bad) {
-			p.fields = append(p.fields, bad.Fields...)
+		if problem := c.problem(); problem != "" {
+			p.Add(fmt.Sprintf("channels[%d]", i), "%s", problem)
 		}
 	}
 	s.Channels = distinct(s.Channels)
 	if len(s.Channels) > o.maxChannels {
-		p.add("channels", "has %d channels, more than %d", len(s.Channels), o.maxChannels)
+		p.Add("channels", "has %d channels, more than %d", len(s.Channels), o.maxChannels)
 	}
 	if len(s.Types) > maxGlobs {
-		p.add("types", "has %d globs, more than %d", len(s.Types), maxGlobs)
+		p.Add("types", "has %d globs, more than %d", len(s.Types), maxGlobs)
 	}
 	for i, t := range s.Types {
 		if len(t) > maxGlobLength {
-			p.add(fmt.Sprintf("types[%d]", i), "has %d bytes, more than %d", len(t), maxGlobLength)
+			p.Add(fmt.Sprintf("types[%d]", i), "has %d bytes, more than %d", len(t), maxGlobLength)
 		} else if _, err := path.Match(t, ""); err != nil || t == "" {
-			p.add(fmt.Sprintf("types[%d]", i), "%s is not a glob", excerpt(t))
+			p.Add(fmt.Sprintf("types[%d]", i), "%s is not a glob", rawjson.Excerpt(t))
 		}
 	}
 	if len(s.Identity) > maxIdentity {
-		p.add("identity", "has %d bytes, more than %d", len(s.Identity), maxIdentity)
+		p.Add("identity", "has %d bytes, more than %d", len(s.Identity), maxIdentity)
 	}
 	if s.Oldest && !s.After.IsZero() {
-		p.add("oldest", "and after are both set")
+		p.Add("oldest", "and after are both set")
 	}
 	return p.err()
 }

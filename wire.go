@@ -7,15 +7,16 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
 // appendJSON appends the event without its cursor; it is valid.
 func (ev *Event) appendJSON(b []byte) []byte {
 	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a cursor
 	b = append(b, `{"id":`...)
-	b = appendString(b, ev.ID)
+	b = rawjson.AppendString(b, ev.ID)
 	b = append(b, `,"type":`...)
-	b = appendString(b, string(ev.Type))
+	b = rawjson.AppendString(b, string(ev.Type))
 	b = append(b, `,"timestamp":"`...)
 	b = appendTime(b, ev.Timestamp)
 	b = append(b, `","project_id":"`...)
@@ -29,12 +30,12 @@ func (ev *Event) appendJSON(b []byte) []byte {
 		b = append(b, '"')
 	}
 	b = append(b, `,"actor_type":`...)
-	b = appendString(b, string(ev.ActorType))
+	b = rawjson.AppendString(b, string(ev.ActorType))
 	b = append(b, `,"payload":`...)
 	if len(ev.Payload) == 0 {
 		b = append(b, "{}"...)
 	} else {
-		b = append(b, oneLine(ev.Payload)...)
+		b = append(b, rawjson.OneLine(ev.Payload)...)
 	}
 	return append(b, '}')
 }
@@ -75,7 +76,7 @@ func decode(data []byte) (Event, error) {
 // decodeArrival reads an event as it comes on a channel.
 func decodeArrival(data []byte) (a arrival, err error) {
 	d := decoder{problems: problems{subject: "event"}}
-	if err := eachMember(data, d.take); err != nil {
+	if err := rawjson.EachMember(data, d.take); err != nil {
 		return arrival{}, invalid("event", "event", "%s", err)
 	}
 	ev := &a.Event
@@ -83,15 +84,13 @@ func decodeArrival(data []byte) (a arrival, err error) {
 		ev.ID = string(s)
 	}
 	if s, ok := d.text("type", d.typ); ok {
-		if ev.Type, ok = registeredName(s); !ok {
-			if ev.Type = Type(s); !ev.Type.wellFormed() {
-				d.add("type", "%s is not of the form domain.action", excerpt(string(s)))
-			}
+		if ev.Type = Type(s); !ev.Type.wellFormed() {
+			d.Add("type", "%s is not of the form domain.action", rawjson.Excerpt(string(s)))
 		}
 	}
 	if s, ok := d.text("timestamp", d.timestamp); ok {
 		if ev.Timestamp, err = parseTime(s); err != nil {
-			d.add("timestamp", "%s is not an RFC 3339 time", excerpt(string(s)))
+			d.Add("timestamp", "%s is not an RFC 3339 time", rawjson.Excerpt(string(s)))
 		}
 	}
 	ev.ProjectID, _ = d.uuid("project_id", d.project)
@@ -102,16 +101,16 @@ func decodeArrival(data []byte) (a arrival, err error) {
 	}
 	if s, ok := d.text("actor_type", d.actorType); ok {
 		if ev.ActorType = knownActor(s); !ev.ActorType.known() {
-			d.add("actor_type", "%s is not one of agent, user, system", excerpt(string(s)))
+			d.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(s)))
 		}
 	}
 	switch {
 	case d.payload == nil:
 		ev.Payload = json.RawMessage("{}")
 	case d.payload[0] != '{':
-		d.add("payload", "%s", errNotObject)
+		d.Add("payload", "%s", rawjson.ErrNotObject)
 	default:
-		ev.Payload = oneLine(d.payload)
+		ev.Payload = rawjson.OneLine(d.payload)
 	}
 	// A position that cannot be read is none: the event is then foreign.
 	ev.Position, _ = ParsePosition(optional(d.position))
@@ -154,11 +153,11 @@ func (d *decoder) take(name, value []byte) {
 func (d *decoder) text(field string, value []byte) ([]byte, bool) {
 	switch {
 	case value == nil:
-		d.add(field, "is required")
+		d.Add(field, "is required")
 	case value[0] != '"':
-		d.add(field, "is not a string")
+		d.Add(field, "is not a string")
 	default:
-		return unquote(value), true
+		return rawjson.Unquote(value), true
 	}
 	return nil, false
 }
@@ -170,7 +169,7 @@ func (d *decoder) uuid(field string, value []byte) (id uuid.UUID, ok bool) {
 	}
 	id, err := readUUID(s)
 	if err != nil {
-		d.add(field, "%s is not a UUID", excerpt(string(s)))
+		d.Add(field, "%s is not a UUID", rawjson.Excerpt(string(s)))
 	}
 	return id, err == nil
 }
@@ -180,7 +179,7 @@ func optional(value []byte) string {
 	if len(value) == 0 || value[0] != '"' {
 		return ""
 	}
-	return string(unquote(value))
+	return string(rawjson.Unquote(value))
 }
 
 // knownActor is the actor type of this name, without a copy where it is a known one.

@@ -1,4 +1,7 @@
-package eventbus
+// Package schema knows payload structs by reflection: which fields they have, which must be there, and
+// what absence means. It checks, reads and writes payloads by that, and keeps the registry of event
+// types. Safe for concurrent use; it has no goroutines.
+package schema
 
 import (
 	"cmp"
@@ -11,11 +14,12 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// A schema is what the bus knows of a payload type: which fields it has, which
+// A Schema is what is known of a payload type: which fields it has, which
 // of them must be there, and what absence means. It is read off the Go type once.
-type schema struct {
+type Schema struct {
 	typ    reflect.Type
 	fields []schemaField // none when the payload takes any object
 	custom bool          // the type has its own MarshalJSON
@@ -34,85 +38,52 @@ type schemaField struct {
 var (
 	registry = struct {
 		sync.RWMutex
-		byType map[Type]*schema
-		names  map[string]Type // the same keys, for registeredName
-	}{byType: map[Type]*schema{}, names: map[string]Type{}}
+		byName map[string]*Schema
+	}{byName: map[string]*Schema{}}
 
 	stringType    = reflect.TypeFor[string]()
 	uuidType      = reflect.TypeFor[uuid.UUID]()
 	marshalerType = reflect.TypeFor[json.Marshaler]()
 )
 
-func init() {
-	for _, p := range []Payload{
-		AgentSpawnedPayload{}, AgentStatusChangedPayload{}, AgentMessagePayload{}, AgentTerminatedPayload{},
-		IssueCreatedPayload{}, IssueUpdatedPayload{}, IssueAssignedPayload{}, IssueClosedPayload{},
-		SprintStartedPayload{}, SprintCompletedPayload{},
-		ApprovalRequestedPayload{}, ApprovalGrantedPayload{}, ApprovalDeniedPayload{},
-		ProjectCreatedPayload{}, ProjectUpdatedPayload{}, ProjectArchivedPayload{},
-		WorkflowStartedPayload{}, WorkflowStepCompletedPayload{}, WorkflowCompletedPayload{}, WorkflowFailedPayload{},
-	} {
-		if err := register(reflect.TypeOf(p), p.EventType()); err != nil {
-			panic(err)
-		}
-	}
-}
-
-// Register makes the type of P's events known, so that every bus in the program
-// publishes them and checks their payload against P. Registering P again
-// changes nothing. The error says that P's type is not of the form
-// domain.action, belongs to another struct already, or that P is neither a
-// struct nor a map with string keys. It is safe for concurrent use and usually
-// called before the first bus is made.
-func Register[P Payload]() error {
-	t := reflect.TypeFor[P]()
-	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
-		return fmt.Errorf("eventbus: register %s: it must be the struct itself, not a pointer or an interface", t)
-	}
-	var zero P
-	return register(t, zero.EventType())
-}
-
-func register(t reflect.Type, typ Type) error {
-	if !typ.wellFormed() {
-		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action", t, excerpt(string(typ)))
-	}
-	s, err := schemaOf(t)
+// Register makes a type of events known, whose payloads are t.
+func Register(name string, t reflect.Type) error {
+	s, err := Of(t)
 	if err != nil {
-		return fmt.Errorf("eventbus: register %s: %w", t, err)
+		return err
 	}
 	registry.Lock()
 	defer registry.Unlock()
-	if have, ok := registry.byType[typ]; ok && have.typ != t {
-		return fmt.Errorf("eventbus: register %s: type %q belongs to %s", t, typ, have.typ)
+	if have, ok := registry.byName[name]; ok && have.typ != t {
+		return fmt.Errorf("type %q belongs to %s", name, have.typ)
 	}
-	registry.byType[typ] = s
-	registry.names[string(typ)] = typ
+	registry.byName[name] = s
 	return nil
 }
 
-func registered(t Type) (*schema, bool) {
+// Registered gives the schema of a type of events.
+func Registered(name string) (*Schema, bool) {
 	registry.RLock()
 	defer registry.RUnlock()
-	s, ok := registry.byType[t]
+	s, ok := registry.byName[name]
 	return s, ok
 }
 
-// registeredName gives a registered type without making a string of it.
-func registeredName(name []byte) (Type, bool) {
+// Names gives the registered types in alphabetical order.
+func Names() []string {
 	registry.RLock()
 	defer registry.RUnlock()
-	t, ok := registry.names[string(name)]
-	return t, ok
+	return slices.Sorted(maps.Keys(registry.byName))
 }
 
-var schemas sync.Map // reflect.Type to *schema
+var schemas sync.Map // reflect.Type to *Schema
 
-func schemaOf(t reflect.Type) (*schema, error) {
+// Of gives the schema of a struct, or of a map with string keys.
+func Of(t reflect.Type) (*Schema, error) {
 	if s, ok := schemas.Load(t); ok {
-		return s.(*schema), nil
+		return s.(*Schema), nil
 	}
-	s := &schema{typ: t, custom: t.Implements(marshalerType)}
+	s := &Schema{typ: t, custom: t.Implements(marshalerType)}
 	switch {
 	case t.Kind() == reflect.Map && t.Key().Kind() == reflect.String:
 	case t.Kind() == reflect.Struct:
@@ -199,60 +170,25 @@ func throughPointer(t reflect.Type, index []int) bool {
 	return false
 }
 
-// isNil tells whether there is no payload, not even behind the interface.
-func isNil(payload Payload) bool {
-	v := reflect.ValueOf(payload)
-	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
-}
-
-// PayloadAs decodes the payload of an event into the struct of its type, with
-// the defaults of the schema filled in:
-//
-//	msg, err := eventbus.PayloadAs[eventbus.AgentMessagePayload](ev)
-//
-// Fields that the struct does not have are ignored. The error is a
-// [*ValidationError] that names every missing or malformed field, or "type"
-// when the event is of another type than P's.
-func PayloadAs[P Payload](ev Event) (P, error) {
-	var payload P
-	s, err := schemaOf(reflect.TypeFor[P]())
-	if err != nil {
-		return payload, fmt.Errorf("eventbus: payload of %s: %w", ev.Type, err)
-	}
-	if want := payload.EventType(); ev.Type != want {
-		return payload, invalid("payload of "+string(want), "type", "is %s", excerpt(string(ev.Type)))
-	}
-	p := problems{subject: "payload of " + string(ev.Type)}
-	raw := ev.Payload
-	if len(raw) == 0 {
-		raw = json.RawMessage("{}")
-	}
-	if p.fields = s.decode(raw, reflect.ValueOf(&payload).Elem()); len(p.fields) > 0 {
-		var zero P
-		return zero, p.err()
-	}
-	return payload, nil
-}
-
-// check tells what is wrong with a payload.
-func (s *schema) check(raw []byte) []FieldError {
+// Check tells what is wrong with a payload.
+func (s *Schema) Check(raw []byte) rawjson.Faults {
 	if len(raw) == 0 {
 		raw = []byte("{}")
 	}
-	return s.decode(raw, reflect.Value{})
+	return s.Decode(raw, reflect.Value{})
 }
 
-// decode fills a payload from JSON; without one, it only checks.
-func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
+// Decode fills a payload from JSON; without one, it only checks.
+func (s *Schema) Decode(raw []byte, into reflect.Value) rawjson.Faults {
 	if s.custom || len(s.fields) == 0 {
-		if err := checkObject(raw); err != nil {
-			return []FieldError{{"payload", err.Error()}}
+		if err := rawjson.CheckObject(raw); err != nil {
+			return rawjson.Faults{{Field: "payload", Problem: err.Error()}}
 		}
 		if !into.IsValid() {
 			into = reflect.New(s.typ).Elem()
 		}
 		if err := json.Unmarshal(raw, into.Addr().Interface()); err != nil {
-			return []FieldError{{"payload", jsonProblem(err)}}
+			return rawjson.Faults{{Field: "payload", Problem: jsonProblem(err)}}
 		}
 		return nil
 	}
@@ -261,7 +197,7 @@ func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 	if len(s.fields) > len(few) {
 		values = make([][]byte, len(s.fields))
 	}
-	err := eachMember(raw, func(name, value []byte) {
+	err := rawjson.EachMember(raw, func(name, value []byte) {
 		for i := range s.fields {
 			if s.fields[i].name == string(name) {
 				values[i] = value
@@ -269,19 +205,19 @@ func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 		}
 	})
 	if err != nil {
-		return []FieldError{{"payload", err.Error()}}
+		return rawjson.Faults{{Field: "payload", Problem: err.Error()}}
 	}
-	var p problems
+	var p rawjson.Faults
 	for i := range s.fields {
 		f, value := &s.fields[i], values[i]
 		switch {
 		case value == nil && f.required:
-			p.add(f.name, "is required")
+			p.Add(f.name, "is required")
 		case value == nil && f.fallback != nil && into.IsValid():
 			into.FieldByIndex(f.index).Set(reflect.ValueOf(new(*f.fallback)))
 		case value == nil:
 		case string(value) == "null" && !f.nullable:
-			p.add(f.name, "is null")
+			p.Add(f.name, "is null")
 		case !into.IsValid() && f.typ == stringType && value[0] == '"':
 		default:
 			var field reflect.Value
@@ -291,11 +227,11 @@ func (s *schema) decode(raw []byte, into reflect.Value) []FieldError {
 				field = reflect.New(f.typ).Elem()
 			}
 			if err := json.Unmarshal(value, field.Addr().Interface()); err != nil {
-				p.add(f.name, "%s", jsonProblem(err))
+				p.Add(f.name, "%s", jsonProblem(err))
 			}
 		}
 	}
-	return p.fields
+	return p
 }
 
 // jsonProblem words an error of encoding/json without the value that caused it.
@@ -309,11 +245,4 @@ func jsonProblem(err error) string {
 		return fmt.Sprintf("is a %s%s, not a %s", kind, where, t.Type)
 	}
 	return "is malformed"
-}
-
-// Types returns the registered types in alphabetical order.
-func Types() []Type {
-	registry.RLock()
-	defer registry.RUnlock()
-	return slices.Sorted(maps.Keys(registry.byType))
 }

@@ -1,4 +1,4 @@
-package eventbus
+package schema
 
 import (
 	"encoding/json"
@@ -9,25 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// encodePayload gives the JSON of a payload, every field present.
-func encodePayload(payload Payload) (json.RawMessage, error) {
-	v := reflect.ValueOf(payload)
-	for v.Kind() == reflect.Pointer {
-		if v.IsNil() {
-			return nil, invalid("payload", "payload", "is nil")
-		}
-		v = v.Elem()
-	}
-	s, err := schemaOf(v.Type())
-	if err != nil {
-		return nil, fmt.Errorf("eventbus: payload of %s: %w", payload.EventType(), err)
-	}
-	p := problems{subject: "payload"}
+// Encode gives the JSON of a payload, every field present.
+func (s *Schema) Encode(v reflect.Value) (raw json.RawMessage, p rawjson.Faults) {
 	if s.custom || len(s.fields) == 0 {
-		raw := s.encodeWhole(v, &p)
-		return raw, p.err()
+		return s.encodeWhole(v)
 	}
 	whole := reflect.New(s.typ).Elem()
 	whole.Set(v)
@@ -35,27 +24,27 @@ func encodePayload(payload Payload) (json.RawMessage, error) {
 		f := &s.fields[i]
 		fv := whole.FieldByIndex(f.index)
 		if f.required && fv.IsZero() && (f.typ == uuidType || fv.Kind() == reflect.Map) {
-			p.add(f.name, "is required")
+			p.Add(f.name, "is required")
 			continue
 		}
-		checkValue(fv, f.name, 0, p.add)
+		checkValue(fv, f.name, 0, p.Add)
 		if fv.IsZero() && !f.omitZero {
 			f.fill(fv)
 		}
 	}
-	if len(p.fields) > 0 {
-		return nil, p.err()
+	if len(p) > 0 {
+		return nil, p
 	}
-	raw, err := marshal(whole.Interface())
+	raw, err := rawjson.Marshal(whole.Interface())
 	if err != nil {
 		for i := range s.fields {
 			f := &s.fields[i]
-			if _, err := marshal(whole.FieldByIndex(f.index).Interface()); err != nil {
-				p.add(f.name, "cannot be written as JSON")
+			if _, err := rawjson.Marshal(whole.FieldByIndex(f.index).Interface()); err != nil {
+				p.Add(f.name, "cannot be written as JSON")
 			}
 		}
 	}
-	return raw, p.err()
+	return raw, p
 }
 
 // fill puts in what a zero value means on the wire.
@@ -71,23 +60,23 @@ func (f *schemaField) fill(v reflect.Value) {
 }
 
 // encodeWhole writes a map, or a type that has its own way to JSON.
-func (s *schema) encodeWhole(v reflect.Value, p *problems) json.RawMessage {
-	checkValue(v, "payload", 0, p.add)
-	if len(p.fields) > 0 {
-		return nil
+func (s *Schema) encodeWhole(v reflect.Value) (raw json.RawMessage, p rawjson.Faults) {
+	checkValue(v, "payload", 0, p.Add)
+	if len(p) > 0 {
+		return nil, p
 	}
 	if v.Kind() == reflect.Map && v.IsNil() {
-		return json.RawMessage("{}")
+		return json.RawMessage("{}"), nil
 	}
-	raw, err := marshal(v.Interface())
+	raw, err := rawjson.Marshal(v.Interface())
 	if err != nil {
-		p.add("payload", "cannot be written as JSON")
-		return nil
+		p.Add("payload", "cannot be written as JSON")
+		return nil, p
 	}
-	if err := checkObject(raw); err != nil {
-		p.add("payload", "%s", err)
+	if err := rawjson.CheckObject(raw); err != nil {
+		p.Add("payload", "%s", err)
 	}
-	return raw
+	return raw, p
 }
 
 // maxDepth is how deep a payload's values may nest; a value that holds itself
@@ -110,14 +99,14 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 		}
 	case reflect.String:
 		if !utf8.ValidString(v.String()) {
-			report(path, "%s", errNotUTF8)
+			report(path, "%s", rawjson.ErrNotUTF8)
 		}
 	case reflect.Pointer, reflect.Interface:
 		return v.IsNil() || checkValue(v.Elem(), path, depth+1, report)
 	case reflect.Slice, reflect.Array:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			if raw, ok := v.Interface().(json.RawMessage); ok && len(raw) > 0 && (!utf8.Valid(raw) || !json.Valid(raw)) {
-				report(path, "%s", errNotJSON)
+				report(path, "%s", rawjson.ErrNotJSON)
 			}
 			return true
 		}
@@ -131,7 +120,7 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
 		for _, k := range keys {
 			if k.Kind() == reflect.String && !utf8.ValidString(k.String()) {
-				report(path, "has a key that %s", errNotUTF8)
+				report(path, "has a key that %s", rawjson.ErrNotUTF8)
 				continue
 			}
 			if !checkValue(v.MapIndex(k), path+"."+fmt.Sprint(k), depth+1, report) {
