@@ -132,7 +132,7 @@ func (b *Bus) Revoke(ctx context.Context, identity string) error {
 		return err
 	}
 	ev := Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "eventbus.revoked", Timestamp: time.Now(), ActorType: ActorSystem, Payload: payload}
-	_, err = b.publish(ctx, ev.ID, ev.appendJSON(nil), []Channel{controlChannel}, false)
+	_, err = b.publish(ctx, ev.ID, ev.wire().AppendJSON(nil), []Channel{controlChannel}, false)
 	return err
 }
 
@@ -161,7 +161,7 @@ func (b *Bus) watch() {
 				continue
 			}
 			var rev revocation
-			hash, err := []byte(nil), json.Unmarshal(st.event(e, st.lane.tail.channel).Payload, &rev)
+			hash, err := []byte(nil), json.Unmarshal(st.event(e).Payload, &rev)
 			if err == nil {
 				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
 			}

@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // A record is an event on its way into one log, and what became of it.
 type record struct {
 	name  string // the channel, as Redis knows it
 	kind  ChannelKind
-	mark  uint16   // fingerprint of the event
-	pos   Position // where it is; zero while that is not known
-	again bool     // the log had it already
+	mark  uint16            // fingerprint of the event
+	pos   position.Position // where it is; zero while that is not known
+	again bool              // the log had it already
 	err   error
 	sure  bool // the error says for certain that the log does not have it
 }
@@ -101,7 +102,7 @@ func (l *redisLog) newAppendCall(producer string, number int64, commits []*commi
 	for _, log := range c.logs {
 		keep := l.retention(log.kind)
 		if keep.Events == 0 {
-			keep.Events = maxSeq
+			keep.Events = position.MaxSeq
 		}
 		c.keys = append(c.keys, logKey(log.name), producersKey(log.name))
 		c.args = append(c.args, log.name, keep.Events, keep.Age.Milliseconds(), l.least(log.name))
@@ -232,7 +233,7 @@ func (c *appendCall) fail(err error) {
 }
 
 // settle enters the answer for one log, and gives the last position in it.
-func (c *logCall) settle(reply any, lost bool) (last Position) {
+func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 	s, _ := reply.(string)
 	items := strings.Split(s, "\n")
 	for n, r := range c.records {
@@ -247,7 +248,7 @@ func (c *logCall) settle(reply any, lost bool) (last Position) {
 			*r = parseItem(*r, "", 0)
 		}
 		if !r.pos.IsZero() {
-			r.pos.mark = r.mark
+			r.pos.Mark = r.mark
 			last = r.pos
 		}
 		r.sure = r.sure && !lost // or else what was on its way can still come
@@ -268,8 +269,8 @@ func parseItem(r record, item string, n int64) record {
 		r.err, r.sure = replyError(item), true
 		return r
 	case "+", "=", "~":
-		if r.pos, r.err = ParsePosition(at); r.err == nil {
-			r.pos.seq += n
+		if r.pos, r.err = position.Parse(at); r.err == nil {
+			r.pos.Seq += n
 		}
 	default:
 		r.err = errors.New("unexpected reply to append")

@@ -11,7 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 var (
@@ -25,14 +27,19 @@ func benchEvent(t testing.TB) Event {
 	return ev
 }
 
+func benchWire(t testing.TB) wire.Event {
+	ev := benchEvent(t)
+	return *ev.wire()
+}
+
 // benchTail is a tail with n events.
 func benchTail(t testing.TB, n int) *tail {
 	c := ProjectChannel(benchProject)
 	tl := newTail(c, c.String(), func(error) {}, func(f func()) { go f() })
 	tl.state = whole
-	ev := benchEvent(t)
+	ev := benchWire(t)
 	for i := range n {
-		ev.Position = Position{epoch: 1_700_000_000_000, seq: int64(i + 1), mark: 1}
+		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: int64(i + 1), Mark: 1}
 		tl.addLocked(ev, "")
 	}
 	return tl
@@ -45,8 +52,8 @@ type benchStream struct {
 }
 
 func newBenchStream(tl *tail) *benchStream {
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: newCursorKey([]string{tl.name})}
-	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: Position{epoch: 1_700_000_000_000, seq: 0}}}}
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: position.NewKey([]string{tl.name})}
+	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: position.Position{Epoch: 1_700_000_000_000, Seq: 0}}}}
 	l := r.lanes[0]
 	l.place.attached, l.place.run, l.place.ord = true, tl.run, tl.first
 	l.place.wave, l.place.upto = tl.wave, tl.first
@@ -116,22 +123,22 @@ func BenchmarkValidate(b *testing.B) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	ev := benchEvent(b)
+	ev := benchWire(b)
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = ev.appendJSON(buf[:0])
+		buf = ev.AppendJSON(buf[:0])
 	}
 	b.SetBytes(int64(len(buf)))
 }
 
 func BenchmarkDecode(b *testing.B) {
-	ev := benchEvent(b)
-	data := ev.appendJSON(nil)
+	ev := benchWire(b)
+	data := ev.AppendJSON(nil)
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := decode(data); err != nil {
+		if _, err := wire.Decode(data); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -140,18 +147,18 @@ func BenchmarkDecode(b *testing.B) {
 // BenchmarkFrame encodes an event for all streams of its channel.
 func BenchmarkFrame(b *testing.B) {
 	tl := benchTail(b, 0)
-	ev := benchEvent(b)
+	ev := benchWire(b)
 	b.ReportAllocs()
 	for n := int64(1); b.Loop(); n++ {
-		ev.Position = Position{epoch: 1_700_000_000_000, seq: n, mark: 1}
+		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: n, Mark: 1}
 		tl.addLocked(ev, "")
 	}
 }
 
 // BenchmarkPage parses and encodes a page of a log.
 func BenchmarkPage(b *testing.B) {
-	tl, ev := benchTail(b, 0), benchEvent(b)
-	data := string(ev.appendJSON(nil))
+	tl, ev := benchTail(b, 0), benchWire(b)
+	data := string(ev.AppendJSON(nil))
 	var list []any
 	for i := range pageEvents {
 		list = append(list, []any{fmt.Sprintf("1700000000000-%d", i+1), []any{"event", data}})
@@ -159,7 +166,7 @@ func BenchmarkPage(b *testing.B) {
 	reply := []any{"1700000000000-1000", "1700000000000-1", ev.ID, list}
 	b.ReportAllocs()
 	for b.Loop() {
-		lp, err := parsePage(Position{}, reply)
+		lp, err := parsePage(position.Position{}, reply)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -179,8 +186,8 @@ func BenchmarkAppend(b *testing.B) {
 			b.ReportAllocs()
 			for number := int64(1); b.Loop(); number++ {
 				for i := range commits {
-					ev := benchEvent(b)
-					commits[i] = &commit{id: ev.ID, event: ev.appendJSON(nil), done: make(chan struct{}),
+					ev := benchWire(b)
+					commits[i] = &commit{id: ev.ID, event: ev.AppendJSON(nil), done: make(chan struct{}),
 						records: []record{{name: ProjectChannel(benchProject).String()}}}
 				}
 				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
@@ -198,15 +205,15 @@ func BenchmarkRead(b *testing.B) {
 	defer rdb.Close()
 	ctx, name := context.Background(), ProjectChannel(benchProject).String()
 	for i := range 2 * pageEvents {
-		ev := benchEvent(b)
-		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.appendJSON(nil)}})
+		ev := benchWire(b)
+		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
 	}
 	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{} }}
-	r := readRequest{name: name, from: Position{epoch: 1700000000000, seq: pageEvents}, count: pageEvents}
+	r := readRequest{name: name, from: position.Position{Epoch: 1700000000000, Seq: pageEvents}, count: pageEvents}
 	b.ReportAllocs()
 	for b.Loop() {
 		page, err := l.read(ctx, r)
-		if err != nil || len(page.entries) != pageEvents {
+		if err != nil || len(page.Entries) != pageEvents {
 			b.Fatal(err)
 		}
 	}

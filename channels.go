@@ -5,6 +5,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A ChannelKind is the first part of a channel's name: whose events it carries.
@@ -44,7 +45,7 @@ func ParseChannel(s string) (Channel, error) {
 	default:
 		return Channel{}, invalid("channel", "channel", "%s must begin with project:, agent: or user:", rawjson.Excerpt(s))
 	}
-	u, err := parseUUID(id)
+	u, err := wire.ParseUUID(id)
 	if err != nil {
 		return Channel{}, invalid("channel", "channel", "%s must end in a UUID", rawjson.Excerpt(s))
 	}
@@ -68,7 +69,7 @@ func (c Channel) String() string {
 
 func (c Channel) append(b []byte) []byte {
 	b = append(b, c.kind...)
-	return appendUUID(append(b, ':'), c.id)
+	return wire.AppendUUID(append(b, ':'), c.id)
 }
 
 // MarshalText implements [encoding.TextMarshaler].
@@ -101,20 +102,4 @@ func (c Channel) check(field string) error {
 		return invalid("channel", field, "%s", problem)
 	}
 	return nil
-}
-
-// parseUUID takes the form with 36 characters, which is the one that is written.
-func parseUUID(s string) (uuid.UUID, error) {
-	if len(s) != 36 {
-		return uuid.Nil, rawjson.ErrNotUUID
-	}
-	return uuid.Parse(s)
-}
-
-// readUUID also takes the other forms that the Python services read.
-func readUUID(s []byte) (uuid.UUID, error) {
-	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
-		return uuid.Nil, rawjson.ErrNotUUID // uuid.Parse does not look at the braces
-	}
-	return uuid.ParseBytes(s)
 }

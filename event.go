@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/syndarix/eventbus/internal/rawjson"
 	"github.com/syndarix/eventbus/internal/schema"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A Type names what happened, as "{domain}.{action}".
@@ -47,30 +47,6 @@ const (
 	WorkflowFailed        Type = "workflow.failed"
 )
 
-// maxTypeLength bounds a type's name; the longest of the schema has 23 bytes.
-const maxTypeLength = 128
-
-// wellFormed tells whether t is two or more words of letters, digits, "_" and
-// "-" with dots between: what readers accept, known or not. The domain "stream" is
-// taken: in an event stream, stream.gap is what the bus itself has to say.
-func (t Type) wellFormed() bool {
-	if len(t) > maxTypeLength || strings.Count(string(t), ".") == 0 || strings.HasPrefix(string(t), "stream.") {
-		return false
-	}
-	for word := range strings.SplitSeq(string(t), ".") {
-		if word == "" {
-			return false
-		}
-		for i := range len(word) {
-			c := word[i]
-			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-') {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // An ActorType tells what kind of actor caused an event.
 type ActorType string
 
@@ -80,8 +56,6 @@ const (
 	ActorUser   ActorType = "user"
 	ActorSystem ActorType = "system"
 )
-
-func (t ActorType) known() bool { return t == ActorAgent || t == ActorUser || t == ActorSystem }
 
 // An Actor is who caused an event, for [NewEvent].
 type Actor struct {
@@ -145,7 +119,7 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	if project == uuid.Nil {
 		p.Add("project_id", "is required")
 	}
-	if !actor.Type.known() {
+	if !wire.KnownActor(string(actor.Type)) {
 		p.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(actor.Type)))
 	}
 	ev := Event{
@@ -199,7 +173,7 @@ func (ev *Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
 		p.Add("id", "is required")
-	} else if _, err := parseUUID(ev.ID); err != nil {
+	} else if _, err := wire.ParseUUID(ev.ID); err != nil {
 		p.Add("id", "%s is not a UUID", rawjson.Excerpt(ev.ID))
 	}
 	s, known := schema.Registered(string(ev.Type))
@@ -218,7 +192,7 @@ func (ev *Event) Validate() error {
 	}
 	if ev.ActorType == "" {
 		p.Add("actor_type", "is required")
-	} else if !ev.ActorType.known() {
+	} else if !wire.KnownActor(string(ev.ActorType)) {
 		p.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(ev.ActorType)))
 	}
 	if known {
@@ -232,7 +206,7 @@ func (ev *Event) Validate() error {
 	}
 	// Readers take no JSON that nests deeper than encoding/json does, and the
 	// event is one level more.
-	if len(p.Faults) == 0 && len(ev.Payload) >= rawjson.MaxNesting && !json.Valid(ev.appendJSON(nil)) {
+	if len(p.Faults) == 0 && len(ev.Payload) >= rawjson.MaxNesting && !json.Valid(ev.wire().AppendJSON(nil)) {
 		p.Add("payload", "nests too deep")
 	}
 	return p.err()
@@ -249,7 +223,7 @@ func (ev Event) MarshalJSON() ([]byte, error) {
 	if !utf8.ValidString(ev.ID) {
 		return nil, invalid("event", "id", "%s", rawjson.ErrNotUTF8)
 	}
-	return ev.appendWire(nil), nil
+	return ev.wire().AppendWire(nil), nil
 }
 
 // UnmarshalJSON reads the wire format, also of publishers that write it
@@ -257,9 +231,27 @@ func (ev Event) MarshalJSON() ([]byte, error) {
 // timestamps may have an offset or no zone (then UTC), any well-formed type is
 // taken. The error is a [*ValidationError] that names every bad field.
 func (ev *Event) UnmarshalJSON(data []byte) error {
-	parsed, err := decode(slices.Clone(data))
-	if err == nil {
-		*ev = parsed
+	parsed, err := wire.Decode(slices.Clone(data))
+	var faults rawjson.Faults
+	if errors.As(err, &faults) {
+		return (&problems{"event", faults}).err()
 	}
-	return err
+	*ev = eventOf(&parsed)
+	return nil
+}
+
+// wire gives the event as it travels.
+func (ev *Event) wire() *wire.Event {
+	return &wire.Event{
+		ID: ev.ID, Type: string(ev.Type), Timestamp: ev.Timestamp, ProjectID: ev.ProjectID, ActorID: ev.ActorID,
+		ActorType: string(ev.ActorType), Payload: ev.Payload, Position: ev.Position.place(),
+	}
+}
+
+// eventOf gives an event that has travelled.
+func eventOf(ev *wire.Event) Event {
+	return Event{
+		ID: ev.ID, Type: Type(ev.Type), Timestamp: ev.Timestamp, ProjectID: ev.ProjectID, ActorID: ev.ActorID,
+		ActorType: ActorType(ev.ActorType), Payload: ev.Payload, Position: positionOf(ev.Position),
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // A Bus publishes events to the logs and channels of one Redis, and serves any
@@ -275,14 +276,14 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 	if err != nil {
 		return Cursor{}, fmt.Errorf("eventbus: cursor: %w", err)
 	}
-	key := newCursorKey(names)
-	return Cursor{string(key.append(nil, func(i int) Position { return heads[i] }))}, nil
+	key := position.NewKey(names)
+	return Cursor{string(key.Append(nil, func(i int) position.Position { return heads[i] }))}, nil
 }
 
 // heads asks Redis where logs end now.
-func (b *Bus) heads(ctx context.Context, requests []readRequest) ([]Position, error) {
+func (b *Bus) heads(ctx context.Context, requests []readRequest) ([]position.Position, error) {
 	type answer struct {
-		pages []*logPage
+		pages []*position.Page
 		errs  []error
 	}
 	answers := make(chan answer, 1)
@@ -292,12 +293,12 @@ func (b *Bus) heads(ctx context.Context, requests []readRequest) ([]Position, er
 	})
 	select {
 	case a := <-answers:
-		heads := make([]Position, len(requests))
+		heads := make([]position.Position, len(requests))
 		for i, err := range a.errs {
 			if err != nil {
 				return nil, err
 			}
-			heads[i] = a.pages[i].last
+			heads[i] = a.pages[i].Last
 		}
 		return heads, nil
 	case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
@@ -60,7 +61,7 @@ func (f *feed) acquire(c Channel) *tail {
 	if t == nil {
 		t = newTail(c, name, f.bus.unreadable, f.bus.spawn)
 		t.pages.taken = &f.bus.pageBytes
-		t.pages.read = func(r readRequest, done func(*logPage, error)) {
+		t.pages.read = func(r readRequest, done func(*position.Page, error)) {
 			f.bus.spawn(func() { done(f.log.read(f.bus.ctx, r)) })
 		}
 		f.tail[name] = t

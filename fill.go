@@ -4,14 +4,10 @@ import (
 	"errors"
 	"strings"
 	"time"
-)
 
-// An arrival is what came on the channel.
-type arrival struct {
-	Event
-	also string // where the event is in other logs, as in append.lua
-	prev string // how the id of the event before it ends, "" if that is not known
-}
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
+)
 
 // The state of a tail says what is known of its ring. A whole tail takes what comes on the channel;
 // any other holds that back until it was filled.
@@ -36,29 +32,29 @@ const (
 
 // offer takes what came on the channel. The answer is false when it does not follow what the tail
 // has: then the tail wants to be filled.
-func (t *tail) offer(a arrival) bool {
+func (t *tail) offer(a wire.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.Position.IsZero() {
 		if t.state != unread { // before that there is nobody to hear it
-			t.addLocked(a.Event, "")
+			t.addLocked(a, "")
 			t.wakeLocked()
 		}
 		return true
 	}
-	a.Position.mark = fingerprint(a.ID)
+	a.Position.Mark = position.Fingerprint(a.ID)
 	t.finds = 0
 	switch {
 	case t.state != whole:
 		t.holdLocked(a)
 		return true // a fill is under way already
 	case t.followsLocked(a):
-		t.addLocked(a.Event, a.also)
+		t.addLocked(a, a.Also)
 		t.wakeLocked()
 		return true
 	case t.hasLocked(a.Position):
 		return true
-	case a.Position.epoch == t.last.epoch && a.Position.seq > t.last.seq+1:
+	case a.Position.Epoch == t.last.Epoch && a.Position.Seq > t.last.Seq+1:
 		t.toLocked(behind) // some are missing in between
 	default:
 		t.toLocked(cut) // a number was given twice, or the log is another
@@ -67,10 +63,10 @@ func (t *tail) offer(a arrival) bool {
 	return false
 }
 
-// followsLocked reports whether an arrival is the next event of the log. The number alone does not
+// followsLocked reports whether an wire.Event is the next event of the log. The number alone does not
 // say so: a master that lacked the newest events may have given theirs again, unheard.
-func (t *tail) followsLocked(a arrival) bool {
-	return a.Position.follows(t.last) && (a.prev == "" || t.lastID == "" || strings.HasSuffix(t.lastID, a.prev))
+func (t *tail) followsLocked(a wire.Event) bool {
+	return a.Position.Follows(t.last) && (a.Prev == "" || t.lastID == "" || strings.HasSuffix(t.lastID, a.Prev))
 }
 
 // toLocked changes the state.
@@ -104,7 +100,7 @@ func (t *tail) deaf() bool {
 	return t.finds >= deafAfter
 }
 
-func (t *tail) holdLocked(a arrival) {
+func (t *tail) holdLocked(a wire.Event) {
 	if len(t.held) >= heldEvents || t.heldBytes+len(a.Payload) > tailBytes && t.heldBytes > 0 {
 		t.overflow = true
 		return
@@ -138,7 +134,7 @@ func (t *tail) unfilled() {
 // fill takes a page that was read as want had asked for it. While connected says
 // that the channel is listened to, a fill that leaves no hole makes the tail whole.
 // It is false when another fill is needed.
-func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
+func (t *tail) fill(asked readRequest, page *position.Page, connected bool) bool {
 	t.mu.Lock()
 	bad := t.fillLocked(asked, page, connected)
 	filled := t.state == whole
@@ -150,9 +146,9 @@ func (t *tail) fill(asked readRequest, page *logPage, connected bool) bool {
 }
 
 // fillLocked is fill. It gives back what could not be read.
-func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) (bad []error) {
+func (t *tail) fillLocked(asked readRequest, page *position.Page, connected bool) (bad []error) {
 	t.failing = time.Time{}
-	t.reads, t.top = t.reads+1, page.last
+	t.reads, t.top = t.reads+1, page.Last
 	next, run := t.next, t.run
 	defer func() {
 		if t.next != next || t.run != run {
@@ -161,7 +157,7 @@ func (t *tail) fillLocked(asked readRequest, page *logPage, connected bool) (bad
 	}()
 	switch {
 	case t.state == unread:
-		t.last, t.lastID = page.last, page.lastID
+		t.last, t.lastID = page.Last, page.LastID
 		close(t.opened)
 	case asked.from != t.last:
 		return nil // the tail has moved on since: the page is out of date
@@ -195,8 +191,8 @@ func (t *tail) releaseLocked() (complete bool, bad []error) {
 	for i, a := range held {
 		switch {
 		case t.followsLocked(a):
-			t.addLocked(a.Event, a.also)
-		case a.Position.epoch == t.last.epoch && a.Position.seq <= t.last.seq:
+			t.addLocked(a, a.Also)
+		case a.Position.Epoch == t.last.Epoch && a.Position.Seq <= t.last.Seq:
 			// The log had it.
 		case i >= asked:
 			t.holdLocked(a) // the log may have it by now
@@ -210,15 +206,15 @@ func (t *tail) releaseLocked() (complete bool, bad []error) {
 
 // takeLocked appends what the page has behind the tail's end, and gives back what could not be
 // read. Where something is missing there, or more than a page, the tail starts anew at the log's end.
-func (t *tail) takeLocked(page *logPage) (bad []error) {
-	start, gap := page.resume(t.last)
-	entries := page.after(start)
-	complete := start.same(page.last) || len(entries) > 0 && entries[len(entries)-1].pos.same(page.last)
+func (t *tail) takeLocked(page *position.Page) (bad []error) {
+	start, gap := page.Resume(t.last)
+	entries := page.After(start)
+	complete := start.Same(page.Last) || len(entries) > 0 && entries[len(entries)-1].Pos.Same(page.Last)
 	if gap != "" || !complete {
 		t.segments, t.first, t.bytes = nil, t.next, 0
 		t.run++
 		t.pages.clear()
-		t.last, t.lastID = page.last, page.lastID
+		t.last, t.lastID = page.Last, page.LastID
 		return nil
 	}
 	for _, e := range entries {
@@ -230,7 +226,7 @@ func (t *tail) takeLocked(page *logPage) (bad []error) {
 }
 
 // lastRead is how often the log was read, and where it ended then.
-func (t *tail) lastRead() (int, Position) {
+func (t *tail) lastRead() (int, position.Position) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.reads, t.top

@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // What authorize, given to [Bus.Handler], returns to refuse a stream for good: an
@@ -323,7 +326,7 @@ func (q *request) refuseSoftly(limit *LimitError) {
 	streamHeader(q.w.Header())
 	// The blank line makes the client take the last event id of this connection for
 	// its own: it gets that back.
-	answer := appendRetry(nil, least, 2*least)
+	answer := wire.AppendRetry(nil, least, 2*least)
 	if id := lastEventID(q.r); id != "" {
 		answer = append(answer, "id: "+id+"\n"...)
 	}
@@ -334,7 +337,7 @@ func (q *request) refuseSoftly(limit *LimitError) {
 // the query. What no id field could hold is replaced by something that no log has.
 func lastEventID(r *http.Request) string {
 	id := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("last_event_id"))
-	if len(id) > maxCursorLength || strings.ContainsAny(id, "\r\n\x00") {
+	if len(id) > position.MaxCursorLength || strings.ContainsAny(id, "\r\n\x00") {
 		return "?"
 	}
 	return id

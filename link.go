@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A link is the Pub/Sub connection to one node, broken and made again as often as
@@ -279,7 +280,7 @@ func (l *link) deliver(name, payload string) {
 	if t == nil {
 		return // it was unsubscribed meanwhile
 	}
-	a, err := decodeArrival([]byte(payload))
+	a, err := wire.Decode([]byte(payload))
 	if err == nil && a.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
 		err = fmt.Errorf("message of %d bytes: %w", len(payload), ErrTooLarge)
 	}

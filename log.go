@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
@@ -62,11 +63,11 @@ func (l *redisLog) least(name string) int64 {
 }
 
 // saw remembers the epoch of a log.
-func (l *redisLog) saw(name string, p Position) {
+func (l *redisLog) saw(name string, p position.Position) {
 	l.mu.RLock()
 	have, ok := l.epochs[name]
 	l.mu.RUnlock()
-	if ok && have >= p.epoch || p.IsZero() {
+	if ok && have >= p.Epoch || p.IsZero() {
 		return
 	}
 	l.mu.Lock()
@@ -77,7 +78,7 @@ func (l *redisLog) saw(name string, p Position) {
 			break
 		}
 	}
-	l.epochs[name] = max(l.epochs[name], p.epoch)
+	l.epochs[name] = max(l.epochs[name], p.Epoch)
 }
 
 // master gives the node of a cluster that has a channel and its log.
@@ -165,27 +166,27 @@ const (
 )
 
 // find searches a log from its newest entry back for the event with this id.
-func (l *redisLog) find(ctx context.Context, name, id string) (Position, bool, error) {
+func (l *redisLog) find(ctx context.Context, name, id string) (position.Position, bool, error) {
 	from, bytes := "+", int64(0)
 	for n := 0; from != "" && n < findEntries && bytes < findBytes; n += findStepEntries {
 		reply, err := findScript.run(ctx, l.client, []string{logKey(name), producersKey(name)}, id, from, findStepEntries, findStepBytes)
 		if err != nil {
-			return Position{}, false, fmt.Errorf("search log of %s: %w", name, l.unavailable(err))
+			return position.Position{}, false, fmt.Errorf("search log of %s: %w", name, l.unavailable(err))
 		}
 		parts, ok := reply.([]any)
 		if !ok || len(parts) != 3 {
-			return Position{}, false, fmt.Errorf("unexpected reply %T to find", reply)
+			return position.Position{}, false, fmt.Errorf("unexpected reply %T to find", reply)
 		}
 		if at, _ := parts[0].(string); at != "" {
-			pos, err := ParsePosition(at)
-			pos.mark = fingerprint(id)
+			pos, err := position.Parse(at)
+			pos.Mark = position.Fingerprint(id)
 			return pos, err == nil, err
 		}
 		from, _ = parts[1].(string)
 		looked, _ := parts[2].(int64)
 		bytes += looked
 	}
-	return Position{}, false, nil
+	return position.Position{}, false, nil
 }
 
 //go:embed probe.lua
@@ -219,7 +220,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
 		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
 			"PUBLISH, SUBSCRIBE and UNSUBSCRIBE (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE) and PING, on keys eventbus:* and on the channels"
-	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "unknown redis command"), strings.Contains(text, "unknown command"):
+	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "position.Unknown redis command"), strings.Contains(text, "position.Unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

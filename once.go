@@ -3,6 +3,8 @@ package eventbus
 import (
 	"iter"
 	"strings"
+
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // What several channels of a subscription have is delivered once, from the first of them in the
@@ -37,7 +39,7 @@ func (r *reader) elsewhere(l *lane, e *entry) bool {
 			}
 			// The shards of a cluster lose what they lose each by itself: what is noted may be
 			// another event by now.
-			at.mark = fingerprint(e.event.id)
+			at.Mark = position.Fingerprint(e.event.id)
 			if !r.bus.log.perChannel || !m.tail.another(at) {
 				return true
 			}
@@ -47,15 +49,15 @@ func (r *reader) elsewhere(l *lane, e *entry) bool {
 }
 
 // delivers reports whether the lane has delivered what is at p in its log, or will.
-func (l *lane) delivers(p Position) bool { return p.beyond(l.began) && !l.hole.has(p) }
+func (l *lane) delivers(p position.Position) bool { return p.Beyond(l.began) && !l.hole.Has(p) }
 
 // pass makes a gap part of the lane's hole.
-func (l *lane) pass(from, upto Position) {
-	if l.hole == (hole{}) {
-		l.hole.from = from
+func (l *lane) pass(from, upto position.Position) {
+	if l.hole == (position.Hole{}) {
+		l.hole.From = from
 	}
-	l.hole.upto = upto
-	if l.began.beyond(upto) {
+	l.hole.Upto = upto
+	if l.began.Beyond(upto) {
 		l.began = upto // the log went back: the numbers behind it are given again
 	}
 }
@@ -80,23 +82,23 @@ func (r *reader) isOpen() bool {
 		if reads, top := l.tail.lastRead(); l.endRead > 0 && reads >= l.endRead {
 			l.end, l.endRead = top, 0
 		}
-		if l.endRead > 0 || l.end.beyond(l.place.pos) {
+		if l.endRead > 0 || l.end.Beyond(l.place.pos) {
 			return true
 		}
 	}
 	r.open = false
 	for _, l := range r.lanes {
-		l.hole = hole{}
+		l.hole = position.Hole{}
 	}
 	return false
 }
 
 // notes gives what an entry notes: channels, and positions in their logs.
-func notes(also string) iter.Seq2[string, Position] {
-	return func(yield func(string, Position) bool) {
+func notes(also string) iter.Seq2[string, position.Position] {
+	return func(yield func(string, position.Position) bool) {
 		for note := range strings.FieldsSeq(also) {
 			i := strings.LastIndexByte(note, '@') // a prefix can have one too
-			if pos, err := ParsePosition(note[i+1:]); err == nil && i > 0 && !yield(note[:i], pos) {
+			if pos, err := position.Parse(note[i+1:]); err == nil && i > 0 && !yield(note[:i], pos) {
 				return
 			}
 		}

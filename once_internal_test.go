@@ -10,29 +10,30 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
 	"pgregory.net/rapid"
 )
 
 // TestWhatALaneDelivers is the table at the top of once.go.
 func TestWhatALaneDelivers(t *testing.T) {
-	at := func(epoch, seq int64) Position { return Position{epoch: epoch, seq: seq} }
+	at := func(epoch, seq int64) position.Position { return position.Position{Epoch: epoch, Seq: seq} }
 	for _, tc := range []struct {
 		name     string
-		began    Position
-		hole     hole
-		noted    Position
+		began    position.Position
+		hole     position.Hole
+		noted    position.Position
 		delivers bool
 	}{
 		{name: "resumed by a cursor", noted: at(2000, 5), delivers: true},
 		{name: "before it began", began: at(2000, 5), noted: at(2000, 5)},
 		{name: "in a log before it began", began: at(2000, 5), noted: at(1000, 9)},
 		{name: "behind where it began", began: at(2000, 5), noted: at(2000, 6), delivers: true},
-		{name: "before a gap", hole: hole{at(2000, 3), at(2000, 7)}, noted: at(2000, 3), delivers: true},
-		{name: "in a gap", hole: hole{at(2000, 3), at(2000, 7)}, noted: at(2000, 7)},
-		{name: "behind a gap", hole: hole{at(2000, 3), at(2000, 7)}, noted: at(2000, 8), delivers: true},
-		{name: "in the gap of a log that is lost", hole: hole{at(1000, 3), at(2000, 0)}, noted: at(1000, 4)},
-		{name: "in a log in between", hole: hole{at(1000, 3), at(2000, 0)}, noted: at(1500, 1)},
-		{name: "given again, since the log went back", hole: hole{at(2000, 7), at(2000, 3)}, noted: at(2000, 5), delivers: true},
+		{name: "before a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 3), delivers: true},
+		{name: "in a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 7)},
+		{name: "behind a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 8), delivers: true},
+		{name: "in the gap of a log that is lost", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, noted: at(1000, 4)},
+		{name: "in a log in between", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, noted: at(1500, 1)},
+		{name: "given again, since the log went back", hole: position.Hole{From: at(2000, 7), Upto: at(2000, 3)}, noted: at(2000, 5), delivers: true},
 	} {
 		l := lane{began: tc.began, hole: tc.hole}
 		require.Equal(t, tc.delivers, l.delivers(tc.noted), tc.name)
@@ -41,7 +42,7 @@ func TestWhatALaneDelivers(t *testing.T) {
 
 // TestLogThatWentBackBehindWhereALaneBegan: its numbers are given again, to events that the lane delivers.
 func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
-	at := func(seq int64) Position { return Position{epoch: 2000, seq: seq} }
+	at := func(seq int64) position.Position { return position.Position{Epoch: 2000, Seq: seq} }
 	l := lane{began: at(5)}
 	l.pass(at(5), at(3))
 	require.True(t, l.delivers(at(4)))
@@ -52,15 +53,15 @@ func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 // have brought what is on its way.
 func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag()}
-	end := Position{epoch: 1000, seq: 9}
-	for _, last := range []Position{{epoch: 1000, seq: 7}, {epoch: 1000, seq: 7}} {
+	end := position.Position{Epoch: 1000, Seq: 9}
+	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
 		tl := openTail(t, last, nil)
-		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { done(&logPage{last: end}, nil) }
+		tl.pages.read = func(_ readRequest, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) }
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}
-	covered := Cursor{string(newCursorKey([]string{"project:p"}).append(nil, func(int) Position { return Position{epoch: 1000, seq: 3} }))}
+	covered := Cursor{string(position.NewKey([]string{"project:p"}).Append(nil, func(int) position.Position { return position.Position{Epoch: 1000, Seq: 3} }))}
 	require.NoError(t, r.start(t.Context(), Subscription{After: covered}, []string{"project:p", "agent:a"}))
-	require.EqualValues(t, 3, r.lanes[0].place.pos.seq)
+	require.EqualValues(t, 3, r.lanes[0].place.pos.Seq)
 	require.Equal(t, end, r.lanes[1].place.pos)
 	require.Equal(t, end, r.lanes[1].began)
 }
@@ -78,29 +79,29 @@ type modelLog struct {
 	name    string
 	epoch   int64
 	seq     int64
-	entries []logEntry
+	entries []position.LogEntry
 	tail    *tail
 	removed int // how often entries were taken away
 }
 
-func (l *modelLog) last() (Position, string) {
-	p := Position{epoch: l.epoch, seq: l.seq}
-	if n := len(l.entries); n > 0 && l.entries[n-1].pos.seq == l.seq {
-		p.mark = l.entries[n-1].pos.mark
-		return p, string(eventID(l.entries[n-1].event))
+func (l *modelLog) last() (position.Position, string) {
+	p := position.Position{Epoch: l.epoch, Seq: l.seq}
+	if n := len(l.entries); n > 0 && l.entries[n-1].Pos.Seq == l.seq {
+		p.Mark = l.entries[n-1].Pos.Mark
+		return p, string(eventID(l.entries[n-1].Event))
 	}
 	return p, ""
 }
 
-func (l *modelLog) page(r readRequest) *logPage {
-	p := &logPage{asked: r.from}
-	p.last, p.lastID = l.last()
+func (l *modelLog) page(r readRequest) *position.Page {
+	p := &position.Page{Asked: r.from}
+	p.Last, p.LastID = l.last()
 	if len(l.entries) > 0 {
-		p.first = Position{epoch: l.epoch, seq: l.entries[0].pos.seq}
+		p.First = position.Position{Epoch: l.epoch, Seq: l.entries[0].Pos.Seq}
 	}
 	for _, e := range l.entries {
-		if len(p.entries) < r.count && (r.from.epoch != l.epoch || e.pos.seq >= r.from.seq) {
-			p.entries = append(p.entries, e)
+		if len(p.Entries) < r.count && (r.from.Epoch != l.epoch || e.Pos.Seq >= r.from.Seq) {
+			p.Entries = append(p.Entries, e)
 		}
 	}
 	return p
@@ -108,7 +109,7 @@ func (l *modelLog) page(r readRequest) *logPage {
 
 // A modelEvent is an event that was published, and where.
 type modelEvent struct {
-	at      map[string]Position
+	at      map[string]position.Position
 	removed map[string]int // by log: the count of removals that has taken it away
 	rewound bool           // its numbers may have been given before
 }
@@ -120,9 +121,9 @@ type chain struct {
 	reader    *reader
 	expected  map[string]bool // events that are to be delivered, or announced
 	delivered map[string]int
-	gaps      map[string][]hole // that were told, by channel
-	told      map[string]int    // by channel: the removals that the last gap has told of
-	left      map[string]bool   // channels that a resume has left out
+	gaps      map[string][]position.Hole // that were told, by channel
+	told      map[string]int             // by channel: the removals that the last gap has told of
+	left      map[string]bool            // channels that a resume has left out
 }
 
 type onceModel struct {
@@ -144,7 +145,7 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 		l := &modelLog{name: name, epoch: m.clock}
 		l.tail = newTail(Channel{kind: ChannelKind(name)}, name, func(err error) { require.ErrorIs(t, err, errElsewhere) }, func(f func()) { go f() })
 		l.tail.pages.taken = new(atomic.Int64)
-		l.tail.pages.read = func(r readRequest, done func(*logPage, error)) {
+		l.tail.pages.read = func(r readRequest, done func(*position.Page, error)) {
 			page := l.page(r)
 			go done(page, nil)
 		}
@@ -176,7 +177,7 @@ func (m *onceModel) some(label string) []string {
 func (m *onceModel) publish() {
 	ev, err := NewEvent(benchProject, System(), benchPayload)
 	require.NoError(m.t, err)
-	e := &modelEvent{at: make(map[string]Position), removed: make(map[string]int), rewound: m.rewinds > 0}
+	e := &modelEvent{at: make(map[string]position.Position), removed: make(map[string]int), rewound: m.rewinds > 0}
 	m.events[ev.ID] = e
 	m.order = append(m.order, ev.ID)
 	also := ""
@@ -184,11 +185,12 @@ func (m *onceModel) publish() {
 		l := m.logs[name]
 		_, prev := l.last()
 		l.seq++
-		pos := Position{l.epoch, l.seq, fingerprint(ev.ID)}
-		l.entries = append(l.entries, logEntry{pos: pos, event: ev.appendJSON(nil), also: also})
+		pos := position.Position{Epoch: l.epoch, Seq: l.seq, Mark: position.Fingerprint(ev.ID)}
+		l.entries = append(l.entries, position.LogEntry{Pos: pos, Event: ev.wire().AppendJSON(nil), Also: also})
 		e.at[name] = pos
-		a := arrival{Event: ev, also: also, prev: prev}
-		a.Position = Position{epoch: pos.epoch, seq: pos.seq}
+		a := *ev.wire()
+		a.Also, a.Prev = also, prev
+		a.Position = position.Position{Epoch: pos.Epoch, Seq: pos.Seq}
 		m.messages = append(m.messages, func() {
 			if !l.tail.offer(a) {
 				m.fill(l)
@@ -202,10 +204,10 @@ func (m *onceModel) publish() {
 }
 
 // remove takes entries out of a log.
-func (m *onceModel) remove(l *modelLog, gone []logEntry) {
+func (m *onceModel) remove(l *modelLog, gone []position.LogEntry) {
 	l.removed++
 	for _, e := range gone {
-		m.events[string(eventID(e.event))].removed[l.name] = l.removed
+		m.events[string(eventID(e.Event))].removed[l.name] = l.removed
 	}
 }
 
@@ -234,7 +236,7 @@ func (m *onceModel) rewind() {
 		}
 		id := m.order[len(m.order)-1]
 		for name, at := range m.events[id].at {
-			if l := m.logs[name]; l.epoch != at.epoch || len(l.entries) < 2 && at.seq > 1 {
+			if l := m.logs[name]; l.epoch != at.Epoch || len(l.entries) < 2 && at.Seq > 1 {
 				return // the log was lost since, or trimmed up to here
 			}
 		}
@@ -243,10 +245,10 @@ func (m *onceModel) rewind() {
 			l := m.logs[name]
 			m.remove(l, nil)
 			m.events[id].removed[name] = l.removed
-			if n := len(l.entries); n > 0 && l.entries[n-1].pos.seq == at.seq {
+			if n := len(l.entries); n > 0 && l.entries[n-1].Pos.Seq == at.Seq {
 				l.entries = slices.Clone(l.entries[:n-1])
 			}
-			l.seq = at.seq - 1
+			l.seq = at.Seq - 1
 		}
 		if m.chain != nil {
 			delete(m.chain.expected, id)
@@ -277,7 +279,7 @@ func (m *onceModel) deliver() {
 // connect begins a chain, or resumes the one that there is.
 func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: newCursorKey(channels)}
+	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
 	for _, name := range channels {
 		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, place: place{waiter: r.waiter}})
 	}
@@ -293,8 +295,8 @@ func (m *onceModel) connect(sub Subscription, channels []string) {
 			c.told[l.tail.name] = log.removed
 		}
 		for _, e := range log.entries {
-			if sub.Oldest || e.pos.beyond(l.place.pos) {
-				c.expected[string(eventID(e.event))] = true
+			if sub.Oldest || e.Pos.Beyond(l.place.pos) {
+				c.expected[string(eventID(e.Event))] = true
 			}
 		}
 	}
@@ -308,7 +310,7 @@ func (m *onceModel) connect(sub Subscription, channels []string) {
 }
 
 func (m *onceModel) begin() {
-	m.chain = &chain{expected: make(map[string]bool), delivered: make(map[string]int), gaps: make(map[string][]hole), told: make(map[string]int), left: make(map[string]bool)}
+	m.chain = &chain{expected: make(map[string]bool), delivered: make(map[string]int), gaps: make(map[string][]position.Hole), told: make(map[string]int), left: make(map[string]bool)}
 	m.connect(Subscription{Oldest: rapid.Bool().Draw(m.t, "oldest")}, m.some("of"))
 }
 
@@ -347,7 +349,7 @@ func (m *onceModel) read(steps int) {
 			require.Less(m.t, c.told[name], m.logs[name].removed+1, "a gap in %s, where nothing was removed", name)
 			c.told[name] = m.logs[name].removed + 1
 			i := slices.IndexFunc(c.reader.lanes, func(l *lane) bool { return l.tail.name == name })
-			c.gaps[name] = append(c.gaps[name], hole{st.gap.From, c.reader.lanes[i].place.pos})
+			c.gaps[name] = append(c.gaps[name], position.Hole{From: st.gap.From.place(), Upto: c.reader.lanes[i].place.pos})
 		case len(st.entries) == 0:
 			return
 		default:
@@ -369,8 +371,8 @@ func (m *onceModel) announced(e *modelEvent) bool {
 	c := m.chain
 	for name, at := range e.at {
 		for _, gap := range c.gaps[name] {
-			again := e.rewound && at.epoch == gap.upto.epoch && !at.beyond(gap.upto) && !gap.upto.beyond(gap.from)
-			if gap.has(at) || again || e.removed[name] > 0 {
+			again := e.rewound && at.Epoch == gap.Upto.Epoch && !at.Beyond(gap.Upto) && !gap.Upto.Beyond(gap.From)
+			if gap.Has(at) || again || e.removed[name] > 0 {
 				return true
 			}
 		}
@@ -418,7 +420,7 @@ func (m *onceModel) check() {
 
 func (m *onceModel) describe() (s string) {
 	for _, l := range m.chain.reader.lanes {
-		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.name, l.place.pos, l.began, l.hole, m.logs[l.tail.name].page(readRequest{}).last, m.chain.gaps[l.tail.name])
+		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.name, l.place.pos, l.began, l.hole, m.logs[l.tail.name].page(readRequest{}).Last, m.chain.gaps[l.tail.name])
 	}
 	return s
 }

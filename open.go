@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // open begins a subscription. It waits until all its channels can be read.
@@ -77,7 +79,7 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 		r.lanes = append(r.lanes, &lane{tail: t, place: place{waiter: r.waiter}})
 		names = append(names, t.name)
 	}
-	r.key = newCursorKey(names)
+	r.key = position.NewKey(names)
 	for _, l := range r.lanes {
 		if err := b.await(ctx, l.tail.opened); err != nil {
 			return err
@@ -97,14 +99,14 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 	switch id := sub.LastEventID; {
 	case id == "":
 		if sub.Oldest {
-			r.startAt(Position{})
+			r.startAt(position.Position{})
 			return nil
 		}
 	case isUUID(id):
 		return r.startAtEvent(ctx, id)
 	default:
 		cursor, err := ParseCursor(id)
-		pos, posErr := ParsePosition(id)
+		pos, posErr := position.Parse(id)
 		switch {
 		case err == nil:
 			after = cursor
@@ -112,21 +114,21 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 			r.startAt(pos)
 			return nil
 		default:
-			r.startAt(unknown)
+			r.startAt(position.Unknown)
 			return nil
 		}
 	}
 	if after.IsZero() {
 		return nil
 	}
-	entries, err := after.entries(names)
+	entries, err := position.Entries(after.text, names)
 	if err != nil {
 		return err
 	}
 	for i, e := range entries {
 		l := r.lanes[i]
 		if e != nil {
-			l.place.pos, l.began, l.hole = e.pos, e.began, e.hole
+			l.place.pos, l.began, l.hole = e.Pos, e.Began, e.Hole
 		} else if end, err := l.tail.logEnd(ctx); err == nil {
 			// The tail may be behind: other channels may have brought what is on its way to it.
 			l.place.pos, l.began = end, end
@@ -136,14 +138,14 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 }
 
 // startAt puts all lanes at a position from which the first look at the log tells where they begin.
-func (r *reader) startAt(pos Position) {
+func (r *reader) startAt(pos position.Position) {
 	for _, l := range r.lanes {
-		l.place.pos, l.began = pos, Position{}
+		l.place.pos, l.began = pos, position.Position{}
 	}
 }
 
 func isUUID(s string) bool {
-	_, err := parseUUID(s)
+	_, err := wire.ParseUUID(s)
 	return err == nil
 }
 
@@ -157,26 +159,26 @@ func (r *reader) startAtEvent(ctx context.Context, id string) error {
 		case ok:
 			l.place.pos = pos
 		default:
-			l.place.pos = unknown
+			l.place.pos = position.Unknown
 		}
-		l.began = Position{}
+		l.began = position.Position{}
 	}
 	return nil
 }
 
 // findEvent looks for an event in a tail and then in its log, for one reader at
 // a time: searching a log is the dearest thing that a client can ask for.
-func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (Position, bool, error) {
+func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Position, bool, error) {
 	if pos, ok := t.locate(id); ok {
 		return pos, true, nil
 	}
 	select {
 	case b.searching <- struct{}{}:
 	case <-ctx.Done():
-		return Position{}, false, context.Cause(ctx)
+		return position.Position{}, false, context.Cause(ctx)
 	}
 	type answer struct {
-		pos Position
+		pos position.Position
 		ok  bool
 		err error
 	}
@@ -191,7 +193,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (Position, bool
 	case a := <-answers:
 		return a.pos, a.ok, a.err
 	case <-ctx.Done():
-		return Position{}, false, context.Cause(ctx)
+		return position.Position{}, false, context.Cause(ctx)
 	}
 }
 

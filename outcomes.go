@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // The outcomes are of publishes whose callers have left without an answer, or got an error. Who
@@ -23,7 +25,7 @@ type outcome struct {
 
 	// Whoever has the turn may look at these.
 	last  *publication
-	known map[string]Position // by log
+	known map[string]position.Position // by log
 }
 
 const (
@@ -49,7 +51,7 @@ func (o *outcomes) put(p *publication) {
 	}
 	turn := make(chan struct{}, 1)
 	turn <- struct{}{}
-	o.of[key] = o.order.PushBack(&outcome{id: key, since: time.Now(), turn: turn, last: p, known: make(map[string]Position)})
+	o.of[key] = o.order.PushBack(&outcome{id: key, since: time.Now(), turn: turn, last: p, known: make(map[string]position.Position)})
 	o.sweepLocked()
 }
 

@@ -8,90 +8,15 @@ import (
 	"slices"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/position"
 )
-
-// A logPage is the state of a log, and some consecutive entries of it.
-type logPage struct {
-	last    Position // of the last append
-	lastID  string   // of the event at last, "" if that is not known
-	first   Position // of the oldest entry; zero when there is none
-	asked   Position // where the read began; zero: at the oldest entry
-	entries []logEntry
-}
-
-type logEntry struct {
-	pos   Position
-	event []byte
-	also  string // where the event is in other logs, as in append.lua
-}
-
-// origin is the position right before the oldest entry.
-func (p *logPage) origin() Position {
-	if p.first.IsZero() { // there is none, any more or yet
-		return p.last
-	}
-	return Position{epoch: p.first.epoch, seq: p.first.seq - 1}
-}
-
-// resume decides how a reader at pos goes on in the log: from which position, and whether something
-// is missing before it ("" when not). The page's entries, if any, begin at or before pos. This is the
-// one place that decides what a gap is.
-func (p *logPage) resume(pos Position) (Position, GapReason) {
-	switch {
-	case pos.IsZero():
-		return p.origin(), ""
-	case pos == unknown:
-		return p.origin(), GapUnknown
-	case p.last.epoch != pos.epoch:
-		return p.origin(), GapLost
-	case pos.seq > p.last.seq || pos.seq == p.last.seq && !pos.same(p.last):
-		return p.last, GapRewound
-	}
-	if origin := p.origin(); origin.seq > pos.seq {
-		return origin, GapTrimmed
-	}
-	for i := range p.entries {
-		switch e := &p.entries[i]; {
-		case e.pos.seq < pos.seq:
-		case e.pos.seq == pos.seq && !e.pos.same(pos):
-			return e.pos, GapRewound
-		case e.pos.seq > pos.seq && !e.pos.follows(pos) && p.asked.seq <= pos.seq:
-			// Somebody has deleted entries. (A page that begins behind pos, read
-			// for another reader, would not tell.)
-			return Position{epoch: e.pos.epoch, seq: e.pos.seq - 1}, GapTrimmed
-		case e.pos.seq > pos.seq:
-			return pos, ""
-		}
-	}
-	if p.asked.epoch == pos.epoch && p.asked.seq == pos.seq && pos.seq < p.last.seq {
-		// A page that begins at pos always has the entry behind it, if there is one:
-		// the newest ones were deleted.
-		return p.last, GapTrimmed
-	}
-	return pos, ""
-}
-
-// after gives the entries behind pos, up to the first hole; resume has returned
-// pos.
-func (p *logPage) after(pos Position) []logEntry {
-	for i := range p.entries {
-		if p.entries[i].pos.follows(pos) {
-			end := i + 1
-			for end < len(p.entries) && p.entries[end].pos.follows(p.entries[end-1].pos) {
-				end++
-			}
-			return p.entries[i:end]
-		}
-	}
-	return nil
-}
 
 // A readRequest asks for a page of one log.
 type readRequest struct {
 	name  string
 	kind  ChannelKind
-	from  Position // itself included; zero: from the oldest entry
-	count int      // 0: the state alone
+	from  position.Position // itself included; zero: from the oldest entry
+	count int               // 0: the state alone
 }
 
 // pageBytes is where a page of events ends, however few they are.
@@ -100,23 +25,23 @@ const pageBytes = 256 << 10
 // script gives the call of read.lua.
 func (l *redisLog) script(r readRequest) (keys []string, args []any) {
 	from := "-"
-	if r.from.epoch > 0 {
-		from = string(r.from.append(nil))
+	if r.from.Epoch > 0 {
+		from = string(r.from.Append(nil))
 	}
 	return []string{logKey(r.name), producersKey(r.name)},
 		[]any{from, r.count, pageBytes, l.retention(r.kind).Age.Milliseconds(), l.least(r.name)}
 }
 
 // read gives a page of a log. Where there is no log, it begins.
-func (l *redisLog) read(ctx context.Context, r readRequest) (*logPage, error) {
+func (l *redisLog) read(ctx context.Context, r readRequest) (*position.Page, error) {
 	keys, args := l.script(r)
 	reply, err := readScript.run(ctx, l.client, keys, args...)
 	return l.page(r, reply, err)
 }
 
 // readMany reads pages of several logs in one round trip.
-func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*logPage, []error) {
-	pages, errs := make([]*logPage, len(requests)), make([]error, len(requests))
+func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*position.Page, []error) {
+	pages, errs := make([]*position.Page, len(requests)), make([]error, len(requests))
 	cmds := make([]*redis.Cmd, len(requests))
 	pipe := l.client.Pipeline()
 	for i, r := range requests {
@@ -138,66 +63,66 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*log
 }
 
 // page makes a page of a reply.
-func (l *redisLog) page(r readRequest, reply any, err error) (*logPage, error) {
-	var p *logPage
+func (l *redisLog) page(r readRequest, reply any, err error) (*position.Page, error) {
+	var p *position.Page
 	if err = l.unavailable(err); err == nil {
 		p, err = parsePage(r.from, reply)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read log of %s: %w", r.name, err)
 	}
-	l.saw(r.name, p.last)
+	l.saw(r.name, p.Last)
 	return p, nil
 }
 
 var errReadReply = errors.New("unexpected reply to read")
 
 // parsePage reads a reply of read.lua.
-func parsePage(asked Position, reply any) (*logPage, error) {
+func parsePage(asked position.Position, reply any) (*position.Page, error) {
 	parts, ok := reply.([]any)
 	if !ok || len(parts) < 3 {
 		return nil, errReadReply
 	}
-	p := &logPage{asked: asked}
+	p := &position.Page{Asked: asked}
 	var err error
-	if p.last, err = parsePositionOf(parts[0]); err != nil {
+	if p.Last, err = parsePositionOf(parts[0]); err != nil {
 		return nil, err
 	}
-	if p.lastID, _ = parts[2].(string); p.lastID != "" {
-		p.last.mark = fingerprint(p.lastID)
+	if p.LastID, _ = parts[2].(string); p.LastID != "" {
+		p.Last.Mark = position.Fingerprint(p.LastID)
 	}
 	if parts[1] != "" {
-		if p.first, err = parsePositionOf(parts[1]); err != nil {
+		if p.First, err = parsePositionOf(parts[1]); err != nil {
 			return nil, err
 		}
 	}
 	for _, part := range parts[3:] {
 		list, _ := part.([]any)
-		p.entries = slices.Grow(p.entries, len(list))
+		p.Entries = slices.Grow(p.Entries, len(list))
 		for _, item := range list {
 			e, err := parseEntry(item)
 			if err != nil {
 				return nil, err
 			}
-			p.entries = append(p.entries, e)
+			p.Entries = append(p.Entries, e)
 		}
 	}
 	return p, nil
 }
 
-func parsePositionOf(v any) (Position, error) {
+func parsePositionOf(v any) (position.Position, error) {
 	s, _ := v.(string)
-	return ParsePosition(s)
+	return position.Parse(s)
 }
 
 // parseEntry reads an entry as XRANGE gives it. One without an event is not an error here: it is
 // skipped where events are decoded.
-func parseEntry(item any) (e logEntry, err error) {
+func parseEntry(item any) (e position.LogEntry, err error) {
 	parts, _ := item.([]any)
 	if len(parts) != 2 {
 		return e, errReadReply
 	}
-	if e.pos, err = parsePositionOf(parts[0]); err != nil {
+	if e.Pos, err = parsePositionOf(parts[0]); err != nil {
 		return e, err
 	}
 	fields, _ := parts[1].([]any)
@@ -205,12 +130,12 @@ func parseEntry(item any) (e logEntry, err error) {
 		value, _ := fields[i+1].(string)
 		switch fields[i] {
 		case "event":
-			e.event = []byte(value)
+			e.Event = []byte(value)
 		case "also":
-			e.also = value
+			e.Also = value
 		}
 	}
-	e.pos.mark = fingerprint(eventID(e.event))
+	e.Pos.Mark = position.Fingerprint(eventID(e.Event))
 	return e, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // The pages of a tail are older entries of its channel, read from the log for
@@ -13,18 +15,18 @@ import (
 // readers that come back at once cost one read for each page, not one each.
 // A page is bounded in events and bytes.
 type pages struct {
-	read  func(r readRequest, done func(*logPage, error)) // begins a read, on a goroutine of the bus
-	taken *atomic.Int64                                   // bytes of all pages of the bus
+	read  func(r readRequest, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
+	taken *atomic.Int64                                         // bytes of all pages of the bus
 
-	mu      sync.Mutex           // guards following
-	kept    []*page              // the one used last at the end
-	flights map[Position]*flight // reads that are under way, by where the page begins
-	started uint64               // how many were begun
+	mu      sync.Mutex                    // guards following
+	kept    []*page                       // the one used last at the end
+	flights map[position.Position]*flight // reads that are under way, by where the page begins
+	started uint64                        // how many were begun
 }
 
 // A page is what one read of a log gave.
 type page struct {
-	*logPage
+	*position.Page
 	segment *segment // entries that follow one another without holes
 	used    time.Time
 }
@@ -47,7 +49,7 @@ const (
 // after gives entries that follow pos; or the gap that a reader at pos has to be
 // told of, with the position that it goes on from; or neither, when pos is where
 // the log ends.
-func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReason, error) {
+func (t *tail) after(ctx context.Context, pos position.Position) (view, position.Position, position.Reason, error) {
 	from := gridded(pos)
 	arrived := t.pages.begun()
 	for {
@@ -73,8 +75,8 @@ func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReas
 		if f.number <= arrived {
 			continue // the read is older than the question
 		}
-		start, gap := f.page.resume(pos)
-		if gap != "" || start != pos || pos.same(f.page.last) {
+		start, gap := f.page.Resume(pos)
+		if gap != "" || start != pos || pos.Same(f.page.Last) {
 			return view{}, start, gap, nil
 		}
 		from = pos // the page ended for its bytes, before it came to pos
@@ -82,43 +84,43 @@ func (t *tail) after(ctx context.Context, pos Position) (view, Position, GapReas
 }
 
 // logEnd asks where the log ends now.
-func (t *tail) logEnd(ctx context.Context) (Position, error) {
+func (t *tail) logEnd(ctx context.Context) (position.Position, error) {
 	type answer struct {
-		page *logPage
+		page *position.Page
 		err  error
 	}
 	answers := make(chan answer, 1)
-	t.pages.read(readRequest{name: t.name, kind: t.channel.kind}, func(lp *logPage, err error) { answers <- answer{lp, err} })
+	t.pages.read(readRequest{name: t.name, kind: t.channel.kind}, func(lp *position.Page, err error) { answers <- answer{lp, err} })
 	select {
 	case a := <-answers:
 		if a.err != nil {
-			return Position{}, a.err
+			return position.Position{}, a.err
 		}
-		return a.page.last, nil
+		return a.page.Last, nil
 	case <-ctx.Done():
-		return Position{}, context.Cause(ctx)
+		return position.Position{}, context.Cause(ctx)
 	}
 }
 
 // gridded is where on the grid the page begins that has what follows pos.
-func gridded(pos Position) Position {
-	return Position{epoch: pos.epoch, seq: pos.seq - pos.seq%pageEvents}
+func gridded(pos position.Position) position.Position {
+	return position.Position{Epoch: pos.Epoch, Seq: pos.Seq - pos.Seq%pageEvents}
 }
 
 // from gives the page's entries behind pos, if pos is in the page and not its end.
-func (p *page) from(pos Position) (view, bool) {
+func (p *page) from(pos position.Position) (view, bool) {
 	s := p.segment
 	if len(s.entries) == 0 || pos.IsZero() {
 		return view{}, false
 	}
 	first := s.entries[0].pos
-	i := int(pos.seq - first.seq) // numbers in a page are consecutive
+	i := int(pos.Seq - first.Seq) // numbers in a page are consecutive
 	switch {
-	case pos.epoch != first.epoch || i < -1 || i >= len(s.entries)-1:
+	case pos.Epoch != first.Epoch || i < -1 || i >= len(s.entries)-1:
 		return view{}, false
-	case i >= 0 && !s.entries[i].pos.same(pos):
+	case i >= 0 && !s.entries[i].pos.Same(pos):
 		return view{}, false
-	case i < 0 && pos.mark != 0 && p.asked.seq > pos.seq:
+	case i < 0 && pos.Mark != 0 && p.Asked.Seq > pos.Seq:
 		return view{}, false // the event at pos was not asked for, to compare with
 	}
 	return s.from(i + 1), true
@@ -131,7 +133,7 @@ func (ps *pages) begun() uint64 {
 }
 
 // find looks among the pages that are kept for entries behind pos, or for one that ends there.
-func (ps *pages) find(pos Position) (v view, ok, ends bool) {
+func (ps *pages) find(pos position.Position) (v view, ok, ends bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for i, p := range ps.kept {
@@ -140,13 +142,13 @@ func (ps *pages) find(pos Position) (v view, ok, ends bool) {
 			ps.kept = append(slices.Delete(ps.kept, i, i+1), p)
 			return v, true, false
 		}
-		ends = ends || p.segment.entries[len(p.segment.entries)-1].pos.same(pos)
+		ends = ends || p.segment.entries[len(p.segment.entries)-1].pos.Same(pos)
 	}
 	return view{}, false, ends
 }
 
 // join gives the flight that brings the page that begins at from, or begins it.
-func (ps *pages) join(t *tail, from Position) *flight {
+func (ps *pages) join(t *tail, from position.Position) *flight {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if f := ps.flights[from]; f != nil {
@@ -155,17 +157,17 @@ func (ps *pages) join(t *tail, from Position) *flight {
 	ps.started++
 	f := &flight{number: ps.started, done: make(chan struct{})}
 	if ps.flights == nil {
-		ps.flights = make(map[Position]*flight)
+		ps.flights = make(map[position.Position]*flight)
 	}
 	ps.flights[from] = f
-	ps.read(readRequest{name: t.name, kind: t.channel.kind, from: from, count: pageEvents + 1}, func(lp *logPage, err error) {
+	ps.read(readRequest{name: t.name, kind: t.channel.kind, from: from, count: pageEvents + 1}, func(lp *position.Page, err error) {
 		var bad []error
 		if f.err = err; err == nil {
-			f.page = &page{logPage: lp, used: time.Now()}
+			f.page = &page{Page: lp, used: time.Now()}
 			f.page.segment, bad = encode(t.key, lp)
-			lp.entries = slices.Clone(lp.entries[:min(len(lp.entries), 1+len(f.page.segment.entries))]) // what resume needs
-			for i := range lp.entries {
-				lp.entries[i].event, lp.entries[i].also = nil, ""
+			lp.Entries = slices.Clone(lp.Entries[:min(len(lp.Entries), 1+len(f.page.segment.entries))]) // what resume needs
+			for i := range lp.Entries {
+				lp.Entries[i].Event, lp.Entries[i].Also = nil, ""
 			}
 		}
 		ps.land(from, f)
@@ -178,7 +180,7 @@ func (ps *pages) join(t *tail, from Position) *flight {
 }
 
 // land keeps the page of a flight, unless the pages were dropped meanwhile.
-func (ps *pages) land(from Position, f *flight) {
+func (ps *pages) land(from position.Position, f *flight) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if ps.flights[from] != f {
@@ -192,14 +194,14 @@ func (ps *pages) land(from Position, f *flight) {
 
 // encode makes a segment of a page's entries, up to the first hole, or as many as fit in. It gives
 // back what could not be read.
-func encode(key cursorKey, lp *logPage) (s *segment, bad []error) {
+func encode(key position.Key, lp *position.Page) (s *segment, bad []error) {
 	bytes := 0
-	for i := range lp.entries {
-		bytes += len(lp.entries[i].event)
+	for i := range lp.Entries {
+		bytes += len(lp.Entries[i].Event)
 	}
-	s = &segment{buf: make([]byte, 0, bytes+256*len(lp.entries)), entries: make([]entry, 0, len(lp.entries))}
-	for i, e := range lp.entries {
-		if i > 0 && (!e.pos.follows(lp.entries[i-1].pos) || len(s.buf) > mostFrames) {
+	s = &segment{buf: make([]byte, 0, bytes+256*len(lp.Entries)), entries: make([]entry, 0, len(lp.Entries))}
+	for i, e := range lp.Entries {
+		if i > 0 && (!e.Pos.Follows(lp.Entries[i-1].Pos) || len(s.buf) > mostFrames) {
 			break
 		}
 		if err := s.addLogged(key, e); err != nil {

@@ -9,18 +9,19 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // TestPageOfBefore: what was being read when the log turned out to be another is not kept.
 func TestPageOfBefore(t *testing.T) {
 	c := ProjectChannel(uuid.New())
-	pos := Position{epoch: 1000, seq: 1}
-	lp := &logPage{first: pos, last: Position{epoch: 1000, seq: 2}, entries: []logEntry{{pos: pos, event: []byte("{}")}, {pos: Position{epoch: 1000, seq: 2}, event: []byte("{}")}}}
+	pos := position.Position{Epoch: 1000, Seq: 1}
+	lp := &position.Page{First: pos, Last: position.Position{Epoch: 1000, Seq: 2}, Entries: []position.LogEntry{{Pos: pos, Event: []byte("{}")}, {Pos: position.Position{Epoch: 1000, Seq: 2}, Event: []byte("{}")}}}
 	for _, cleared := range []bool{false, true} {
 		tl := newTail(c, c.String(), func(error) {}, nil)
 		tl.pages.taken = new(atomic.Int64)
-		var land func(*logPage, error)
-		tl.pages.read = func(_ readRequest, done func(*logPage, error)) { land = done }
+		var land func(*position.Page, error)
+		tl.pages.read = func(_ readRequest, done func(*position.Page, error)) { land = done }
 		tl.pages.join(tl, pos)
 		if cleared {
 			tl.pages.clear()
@@ -37,7 +38,7 @@ func TestKeptPagesAreNotReadAgain(t *testing.T) {
 	tl, reads := pagedTail(events)
 	reads.atOnce = true
 	for _, from := range []int64{5*pageEvents + 1, 1, 3} {
-		for pos := (Position{epoch: 1000, seq: from}); pos.seq < events; {
+		for pos := (position.Position{Epoch: 1000, Seq: from}); pos.Seq < events; {
 			v, _, _, err := tl.after(t.Context(), pos)
 			require.NoError(t, err)
 			pos = v.entries[len(v.entries)-1].pos
@@ -52,11 +53,11 @@ func TestPagesOfLargeEvents(t *testing.T) {
 	tl, reads := pagedTail(events)
 	reads.atOnce, reads.most = true, 100
 	for range 2 {
-		for pos := (Position{epoch: 1000, seq: 1}); pos.seq < events; {
+		for pos := (position.Position{Epoch: 1000, Seq: 1}); pos.Seq < events; {
 			v, _, gap, err := tl.after(t.Context(), pos)
 			require.NoError(t, err)
 			require.Empty(t, gap)
-			require.Equal(t, pos.seq+1, v.entries[0].pos.seq)
+			require.Equal(t, pos.Seq+1, v.entries[0].pos.Seq)
 			pos = v.entries[len(v.entries)-1].pos
 		}
 	}
@@ -73,9 +74,9 @@ func TestManyReadersOfManyPages(t *testing.T) {
 		for i := range int64(100) {
 			wg.Go(func() {
 				for n := range int64(20) {
-					pos := Position{epoch: 1000, seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
+					pos := position.Position{Epoch: 1000, Seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
 					v, _, gap, err := tl.after(t.Context(), pos)
-					if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.seq != pos.seq+1 {
+					if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.Seq != pos.Seq+1 {
 						t.Error("behind", pos, "came", len(v.entries), gap, err)
 					}
 					if i == 0 {
@@ -102,12 +103,12 @@ func pagedTail(events int64) (*tail, *pageReads) {
 	c, reads := ProjectChannel(uuid.New()), &pageReads{}
 	tl := newTail(c, c.String(), func(error) {}, nil)
 	tl.pages.taken = new(atomic.Int64)
-	tl.pages.read = func(r readRequest, done func(*logPage, error)) {
-		lp := &logPage{asked: r.from, first: Position{epoch: 1000, seq: 1}, last: Position{epoch: 1000, seq: events}}
-		for seq := max(r.from.seq, 1); seq <= events && len(lp.entries) < min(r.count, cmp.Or(reads.most, r.count)); seq++ {
-			lp.entries = append(lp.entries, logEntry{pos: Position{epoch: 1000, seq: seq}, event: []byte("{}")})
+	tl.pages.read = func(r readRequest, done func(*position.Page, error)) {
+		lp := &position.Page{Asked: r.from, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}
+		for seq := max(r.from.Seq, 1); seq <= events && len(lp.Entries) < min(r.count, cmp.Or(reads.most, r.count)); seq++ {
+			lp.Entries = append(lp.Entries, position.LogEntry{Pos: position.Position{Epoch: 1000, Seq: seq}, Event: []byte("{}")})
 		}
-		reads.from = append(reads.from, r.from.seq)
+		reads.from = append(reads.from, r.from.Seq)
 		reads.land = append(reads.land, func() { done(lp, nil) })
 		if reads.atOnce {
 			go done(lp, nil)

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/syndarix/eventbus/internal/rawjson"
 	"github.com/syndarix/eventbus/internal/schema"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A Payload is the particular part of an event. Its Go type decides the event's
@@ -40,7 +41,7 @@ func Register[P Payload]() error {
 }
 
 func register(t reflect.Type, typ Type) error {
-	if !typ.wellFormed() {
+	if !wire.WellFormed(string(typ)) {
 		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action", t, rawjson.Excerpt(string(typ)))
 	}
 	if err := schema.Register(string(typ), t); err != nil {

@@ -1,11 +1,14 @@
 package eventbus
 
-import "github.com/syndarix/eventbus/internal/pace"
+import (
+	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
+)
 
 // A place is where a reader stands in a tail. The position alone would do; the
 // rest saves the search, and covers foreign events, which have no position.
 type place struct {
-	pos      Position
+	pos      position.Position
 	anyway   bool   // the log cannot be read: take what the tail has, even if it is unsure
 	attached bool   // the following are of use
 	run      uint64 // the tail's, when it attached
@@ -79,13 +82,13 @@ func (t *tail) look(p *place) glance {
 // began.
 func (t *tail) attachLocked(p *place) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
-	if p.pos.same(t.last) {
+	if p.pos.Same(t.last) {
 		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign {
 			ord, foreign = ord-1, foreign-1
 		}
 	} else {
 		at, pos, found := t.findLocked(p.pos)
-		if !found || !pos.same(p.pos) {
+		if !found || !pos.Same(p.pos) {
 			return false, false
 		}
 		for ; ord > at; ord-- {

@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/syndarix/eventbus/embedded"
+	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redistest"
 )
 
@@ -37,9 +38,9 @@ func eachServer(t *testing.T, test func(t *testing.T, client *redis.Client)) {
 func newCommit(t require.TestingT, idempotent bool, names ...string) *commit {
 	ev, err := NewEvent(benchProject, System(), benchPayload)
 	require.NoError(t, err)
-	c := &commit{id: ev.ID, event: ev.appendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
+	c := &commit{id: ev.ID, event: ev.wire().AppendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
 	for _, name := range names {
-		c.records = append(c.records, record{name: name, mark: fingerprint(c.id)})
+		c.records = append(c.records, record{name: name, mark: position.Fingerprint(c.id)})
 	}
 	return c
 }
@@ -79,7 +80,7 @@ func TestCallsRunOnce(t *testing.T) {
 			for _, c := range commits {
 				f := &commit{id: c.id, event: events[c.id], idempotent: c.idempotent, done: make(chan struct{}), records: slices.Clone(c.records)}
 				for i := range f.records {
-					f.records[i].pos = Position{}
+					f.records[i].pos = position.Position{}
 				}
 				fresh = append(fresh, f)
 			}
@@ -153,50 +154,50 @@ func TestLogsBegin(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
 		const name = "project:p"
-		read := func() *logPage {
+		read := func() *position.Page {
 			page, err := l.read(ctx, readRequest{name: name, count: 10})
 			require.NoError(t, err)
-			require.Equal(t, fmt.Sprint(page.last.epoch), client.HGet(ctx, producersKey(name), "epoch").Val())
+			require.Equal(t, fmt.Sprint(page.Last.Epoch), client.HGet(ctx, producersKey(name), "epoch").Val())
 			for _, key := range []string{logKey(name), producersKey(name)} {
 				require.InDelta(t, time.Hour, client.PTTL(ctx, key).Val(), float64(time.Minute))
 			}
 			return page
 		}
-		appendOne := func() Position {
+		appendOne := func() position.Position {
 			c := newCommit(t, false, name)
 			require.Empty(t, l.send(ctx, []*appendCall{l.newAppendCall(uuid.NewString(), 1, []*commit{c})}))
 			require.NoError(t, c.records[0].err)
 			return c.records[0].pos
 		}
 		page := read()
-		require.Zero(t, page.last.seq)
+		require.Zero(t, page.Last.Seq)
 		require.Equal(t, page, read(), "and is there the next time")
-		require.Equal(t, Position{epoch: page.last.epoch, seq: 1}, Position{epoch: appendOne().epoch, seq: 1})
+		require.Equal(t, position.Position{Epoch: page.Last.Epoch, Seq: 1}, position.Position{Epoch: appendOne().Epoch, Seq: 1})
 		for name, lose := range map[string]func(){
 			"all":     func() { client.FlushDB(ctx) },
 			"the log": func() { client.Del(ctx, logKey(name)) },
 		} {
-			before := read().last.epoch
-			l.saw("project:p", Position{epoch: before + 1_000_000}) // Redis' clock steps back
+			before := read().Last.Epoch
+			l.saw("project:p", position.Position{Epoch: before + 1_000_000}) // Redis' clock steps back
 			lose()
 			pos := appendOne()
-			require.EqualValues(t, 1, pos.seq, name)
-			require.Greater(t, pos.epoch, before+1_000_000, name)
+			require.EqualValues(t, 1, pos.Seq, name)
+			require.Greater(t, pos.Epoch, before+1_000_000, name)
 			lose()
-			require.Greater(t, read().last.epoch, pos.epoch)
+			require.Greater(t, read().Last.Epoch, pos.Epoch)
 		}
-		far := fmt.Sprint(read().last.epoch + 2_000_000)
+		far := fmt.Sprint(read().Last.Epoch + 2_000_000)
 		require.NoError(t, client.HSet(ctx, producersKey(name), "epoch", far).Err())
 		require.NoError(t, client.Del(ctx, logKey(name)).Err())
 		page, err := newTestLog(client).read(ctx, readRequest{name: name}) // which has not seen the log
 		require.NoError(t, err)
-		require.Greater(t, fmt.Sprint(page.last.epoch), far)
+		require.Greater(t, fmt.Sprint(page.Last.Epoch), far)
 
-		epoch := read().last.epoch
+		epoch := read().Last.Epoch
 		require.NoError(t, client.Del(ctx, producersKey(name)).Err())
-		require.Equal(t, Position{epoch: epoch, seq: 1}.String(), Position{epoch: appendOne().epoch, seq: 1}.String(), "a hash that is lost alone is made again")
+		require.Equal(t, position.Position{Epoch: epoch, Seq: 1}.String(), position.Position{Epoch: appendOne().Epoch, Seq: 1}.String(), "a hash that is lost alone is made again")
 		require.NoError(t, client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprint(epoch+5, "-7"), Values: []any{"a", "b"}}).Err())
-		require.Equal(t, Position{epoch: epoch + 5, seq: 8}.String(), appendOne().String(), "somebody else has written to the log")
+		require.Equal(t, position.Position{Epoch: epoch + 5, Seq: 8}.String(), appendOne().String(), "somebody else has written to the log")
 	})
 }
 
@@ -304,7 +305,7 @@ func (w *world) begin(p *testProducer) {
 		}
 		for _, name := range w.names {
 			if len(c.records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
-				c.records = append(c.records, record{name: name, mark: fingerprint(c.id)})
+				c.records = append(c.records, record{name: name, mark: position.Fingerprint(c.id)})
 			}
 		}
 		if c.idempotent {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
@@ -85,7 +87,7 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publi
 		b.stats.refusedChannels.Add(1)
 		return nil, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
 	}
-	data := ev.appendJSON(nil)
+	data := ev.wire().AppendJSON(nil)
 	if len(data) > b.options.maxEventSize {
 		b.stats.refusedEventSize.Add(1)
 		return nil, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
@@ -127,7 +129,7 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	if len(channels) > 1 {
 		p.records = make([]record, len(channels))
 	}
-	mark := fingerprint(id)
+	mark := position.Fingerprint(id)
 	for i, c := range channels {
 		p.records[i] = record{name: b.log.name(c), kind: c.Kind(), mark: mark}
 	}
@@ -174,7 +176,7 @@ func (p *publication) run(ctx context.Context) error {
 
 // recall takes what is known from earlier publishes of the event. The logs that have it come first,
 // so that the entries in the others note them.
-func (p *publication) recall(known map[string]Position) {
+func (p *publication) recall(known map[string]position.Position) {
 	records, channels := slices.Clone(p.records), slices.Clone(p.channels)
 	n := 0
 	for _, have := range []bool{true, false} {
@@ -297,7 +299,7 @@ func (p *publication) receipt() Receipt {
 		receipt.Repeated = receipt.Repeated && p.records[i].again
 		names[i] = p.records[i].name
 	}
-	key := newCursorKey(names)
-	receipt.Cursor = Cursor{string(key.append(nil, func(i int) Position { return p.records[i].pos }))}
+	key := position.NewKey(names)
+	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.records[i].pos }))}
 	return receipt
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
 )
 
 // A reader is one subscription at work: a place in the tail of each channel. It
@@ -14,7 +15,7 @@ type reader struct {
 	bus     *Bus
 	lanes   []*lane
 	types   *typeFilter
-	key     cursorKey
+	key     position.Key
 	waiter  pace.Flag
 	open    bool   // cursors say where lanes began, and their holes: see once.go
 	foreign recent // foreign events of late
@@ -39,12 +40,12 @@ type lane struct {
 	view  view // entries to take next
 
 	// What is before the place and was not delivered from here: see once.go.
-	began Position // where the subscription began, zero if by a cursor
-	hole  hole
+	began position.Position // where the subscription began, zero if by a cursor
+	hole  position.Hole
 
 	// Where the log ended when a lane of the reader began or passed over something: where the read
 	// found it that will be, or was, this one of the tail.
-	end     Position
+	end     position.Position
 	endRead int // 0: it is known
 }
 
@@ -133,7 +134,7 @@ func (r *reader) step(ctx context.Context) (step, error) {
 				failed = err
 			}
 		}
-		if l.place.pos.IsZero() || l.place.pos == unknown {
+		if l.place.pos.IsZero() || l.place.pos == position.Unknown {
 			return step{}, failed // where it begins decides what others deliver
 		}
 		if len(l.view.entries) > 0 && (next == nil || l.older(next)) {
@@ -157,7 +158,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		g := l.tail.look(&l.place)
 		l.view = g.view
 		if g.skipped {
-			return r.gap(l, l.place.pos, GapUnlogged), nil
+			return r.gap(l, l.place.pos, position.Unlogged), nil
 		}
 		if !g.behind {
 			return nil, nil
@@ -169,8 +170,8 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		}
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
-		if from.IsZero() || from == unknown {
-			l.began, from = pos, Position{}
+		if from.IsZero() || from == position.Unknown {
+			l.began, from = pos, position.Position{}
 			r.passed()
 		} else if gap != "" {
 			l.pass(from, pos)
@@ -187,8 +188,8 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 }
 
 // gap is what a reader is told when a lane has passed over something.
-func (r *reader) gap(l *lane, from Position, reason GapReason) *GapError {
-	return &GapError{Channel: l.tail.channel, Reason: reason, From: from, Cursor: r.cursor()}
+func (r *reader) gap(l *lane, from position.Position, reason position.Reason) *GapError {
+	return &GapError{Channel: l.tail.channel, Reason: GapReason(reason), From: positionOf(from), Cursor: r.cursor()}
 }
 
 // older tells whether the next event of l happened before that of m.
@@ -211,7 +212,7 @@ func (r *reader) wants(l *lane, e *entry) bool {
 }
 
 // positions gives where the reader stands in each lane.
-func (r *reader) positions(into []Position) []Position {
+func (r *reader) positions(into []position.Position) []position.Position {
 	into = into[:0]
 	for _, l := range r.lanes {
 		into = append(into, l.place.pos)
@@ -220,18 +221,18 @@ func (r *reader) positions(into []Position) []Position {
 }
 
 // stands tells whether the reader is at exactly these positions.
-func (r *reader) stands(at []Position) bool {
-	return slices.EqualFunc(r.lanes, at, func(l *lane, p Position) bool { return l.place.pos == p })
+func (r *reader) stands(at []position.Position) bool {
+	return slices.EqualFunc(r.lanes, at, func(l *lane, p position.Position) bool { return l.place.pos == p })
 }
 
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
 	if !r.isOpen() {
-		return Cursor{string(r.key.append(nil, func(i int) Position { return r.lanes[i].place.pos }))}
+		return Cursor{string(r.key.Append(nil, func(i int) position.Position { return r.lanes[i].place.pos }))}
 	}
-	entries := make([]cursorEntry, len(r.lanes))
+	entries := make([]position.Entry, len(r.lanes))
 	for i, l := range r.lanes {
-		entries[i] = cursorEntry{pos: l.place.pos, began: l.began, hole: l.hole}
+		entries[i] = position.Entry{Pos: l.place.pos, Began: l.began, Hole: l.hole}
 	}
-	return Cursor{string(r.key.appendAll(nil, entries))}
+	return Cursor{string(r.key.AppendAll(nil, entries))}
 }

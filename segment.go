@@ -5,14 +5,16 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // An entry is one event as its tail, or a page of its log, holds it.
 type entry struct {
-	pos     Position  // where a reader stands who has taken it
-	event   *envelope // nil for a log entry that could not be read: it is passed over
-	also    string    // where the event was appended before, as in append.lua
-	foreign bool      // the event is in no log
+	pos     position.Position // where a reader stands who has taken it
+	event   *envelope         // nil for a log entry that could not be read: it is passed over
+	also    string            // where the event was appended before, as in append.lua
+	foreign bool              // the event is in no log
 
 	// The frame of the event is buf[start:end] of its segment. What follows its id
 	// field begins at body, and within that its payload.
@@ -22,11 +24,11 @@ type entry struct {
 // An envelope is what has been decoded of an event, beside its payload. A ring has thousands.
 type envelope struct {
 	id        string
-	typ       Type
+	typ       string
 	timestamp time.Time
 	project   uuid.UUID
 	actor     *uuid.UUID
-	actorType ActorType
+	actorType string
 }
 
 // A segment is a run of consecutive entries of one channel. Their frames, as a
@@ -34,8 +36,8 @@ type envelope struct {
 // memory, so that any stretch of them is one Write. It only grows: what a view
 // has shown does not change, though the segment may go on in a copy of it.
 type segment struct {
-	first   uint64   // ordinal of entries[0] in its tail
-	before  Position // where a reader stands who has taken none of it
+	first   uint64            // ordinal of entries[0] in its tail
+	before  position.Position // where a reader stands who has taken none of it
 	entries []entry
 	buf     []byte
 }
@@ -70,27 +72,32 @@ func (s *segment) from(i int) view {
 	return view{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
-// event gives an event, as a subscription to this channel alone has it. Its payload is everybody's.
-func (v view) event(e *entry, channel Channel) Event {
-	ev := Event{
+// event gives an event. Its payload is everybody's.
+func (v view) event(e *entry) wire.Event {
+	ev := wire.Event{
 		ID: e.event.id, Type: e.event.typ, Timestamp: e.event.timestamp, ProjectID: e.event.project,
-		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd], Channel: channel,
+		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd],
 	}
 	if e.event.actor != nil {
 		actor := *e.event.actor
 		ev.ActorID = &actor
 	}
 	if !e.foreign {
-		ev.Position, ev.Cursor = e.pos, Cursor{string(v.buf[int(e.start)+len(idField) : e.body-1])}
+		ev.Position = e.pos
 	}
 	return ev
+}
+
+// cursor is that of a subscription to this channel alone, right behind an event of the log.
+func (v view) cursor(e *entry) string {
+	return string(v.buf[int(e.start)+len(wire.IDField) : e.body-1])
 }
 
 // frames are the frames of the entries i to j, exclusive.
 func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entries[j-1].end] }
 
 // add appends an event behind position pos, with the cursor that its channel's key makes of that.
-func (s *segment) add(key cursorKey, ev Event, pos Position, also string) {
+func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, also string) {
 	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
 		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
 		if n > room { // a page, or one large event
@@ -101,30 +108,30 @@ func (s *segment) add(key cursorKey, ev Event, pos Position, also string) {
 	e := entry{pos: pos, also: also, foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
 	e.event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
 	if !e.foreign {
-		s.buf = append(s.buf, idField...)
-		s.buf = key.append(s.buf, func(int) Position { return pos })
+		s.buf = append(s.buf, wire.IDField...)
+		s.buf = key.Append(s.buf, func(int) position.Position { return pos })
 		s.buf = append(s.buf, '\n')
 	}
 	e.body = int32(len(s.buf))
-	body, payload := appendBody(s.buf, &ev)
+	body, payload := wire.AppendBody(s.buf, &ev)
 	s.buf, e.payload, e.payloadEnd, e.end = body, int32(payload), int32(payload+len(ev.Payload)), int32(len(body))
 	s.entries = append(s.entries, e)
 }
 
 // skip appends an entry for something in the log that is no event.
-func (s *segment) skip(pos Position) {
+func (s *segment) skip(pos position.Position) {
 	n := int32(len(s.buf))
 	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
 }
 
 // addLogged appends an entry of the log. It passes over what is no event, with an error.
-func (s *segment) addLogged(key cursorKey, e logEntry) error {
-	ev, err := decode(e.event)
+func (s *segment) addLogged(key position.Key, e position.LogEntry) error {
+	ev, err := wire.Decode(e.Event)
 	if err != nil {
-		s.skip(e.pos)
+		s.skip(e.Pos)
 		return err
 	}
-	ev.Position = e.pos
-	s.add(key, ev, e.pos, e.also)
+	ev.Position = e.Pos
+	s.add(key, ev, e.Pos, e.Also)
 	return nil
 }

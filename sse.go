@@ -2,53 +2,16 @@ package eventbus
 
 import (
 	"context"
-	"encoding/json"
 	"iter"
-	"math/rand/v2"
-	"strconv"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A Frame is one or more whole blocks of an event stream, as HTML defines it in
 // section 9.2 ("Server-sent events"), ready to be written and flushed.
 type Frame []byte
-
-const idField = "id: "
-
-// appendIDField appends the field that makes the cursor the client's last event id.
-func appendIDField(b []byte, c Cursor) []byte {
-	b = append(b, idField...)
-	b = append(b, c.text...)
-	return append(b, '\n')
-}
-
-// appendBody appends the rest of an event's block, and tells at which offset the
-// event's payload stands in the result.
-func appendBody(b []byte, ev *Event) (body []byte, payload int) {
-	b = append(b, "event: "...)
-	b = append(b, ev.Type...) // well-formed, so without line breaks
-	b = append(b, "\ndata: "...)
-	b = ev.appendWire(b)
-	tail := len("}")
-	if !ev.Position.IsZero() {
-		tail += len(`,"cursor":""`) + len(ev.Position.String())
-	}
-	payload = len(b) - tail - len(ev.Payload)
-	return append(b, "\n\n"...), payload
-}
-
-// appendGap appends the block of a gap.
-func appendGap(b []byte, gap *GapError) []byte {
-	data, _ := json.Marshal(struct { // strings only: cannot fail
-		Channel string    `json:"channel"`
-		Reason  GapReason `json:"reason"`
-		From    string    `json:"from"`
-	}{gap.Channel.String(), gap.Reason, gap.From.String()})
-	b = appendIDField(b, gap.Cursor)
-	b = append(b, "event: stream.gap\ndata: "...)
-	b = append(b, data...)
-	return append(b, "\n\n"...)
-}
 
 // comeBack is how many clients may come back in a second.
 const comeBack = 500
@@ -61,19 +24,6 @@ func (b *Bus) retryAfter() (least, most time.Duration) {
 		streams = b.leaving // some have gone already
 	}
 	return b.options.retry, 2*b.options.retry + time.Duration(streams)*time.Second/comeBack
-}
-
-// appendRetry appends a block that tells the client when to come back after the
-// stream has ended: at a random time in [least, most), so that many do not come
-// at once.
-func appendRetry(b []byte, least, most time.Duration) []byte {
-	millis := least.Milliseconds()
-	if spread := (most - least).Milliseconds(); spread > 0 {
-		millis += rand.Int64N(spread)
-	}
-	b = append(b, "retry: "...)
-	b = strconv.AppendInt(b, millis, 10)
-	return append(b, '\n')
 }
 
 // SubscribeSSE walks the frames of an event stream, for those who write their
@@ -122,8 +72,8 @@ type stream struct {
 	check func() (until time.Time, ok bool)
 	until time.Time
 
-	sent []Position // as in the last id field that was written
-	err  error      // why the frames ended; nil when check said so
+	sent []position.Position // as in the last id field that was written
+	err  error               // why the frames ended; nil when check said so
 	buf  []byte
 
 	written, checked time.Time     // the last time, each
@@ -199,7 +149,7 @@ func (s *stream) checkDue(now time.Time) bool {
 func (s *stream) appendRetry(b []byte) []byte {
 	least, most := s.bus.retryAfter()
 	s.retry = most
-	return appendRetry(b, least, most)
+	return wire.AppendRetry(b, least, most)
 }
 
 // retryChanged reports whether the client has to hear of another time to come back at: there are many
@@ -215,7 +165,7 @@ func (s *stream) render(st step) Frame {
 	r := s.reader
 	switch {
 	case st.gap != nil:
-		s.buf = appendGap(s.buf[:0], st.gap)
+		s.buf = wire.AppendGap(s.buf[:0], st.gap.Cursor.text, st.gap.Channel.String(), string(st.gap.Reason), st.gap.From.String())
 		s.sent = r.positions(s.sent)
 		return s.buf
 	case len(st.entries) == 0:
@@ -248,7 +198,7 @@ func (s *stream) render(st step) Frame {
 // idBlock appends the id field of where the reader stands.
 func (s *stream) idBlock(b []byte) []byte {
 	s.sent = s.reader.positions(s.sent)
-	return appendIDField(b, s.reader.cursor())
+	return wire.AppendID(b, s.reader.cursor().text)
 }
 
 // keepalive is a comment; or a block without data, which the client remembers, where the cursor has

@@ -1,14 +1,26 @@
 package eventbus
 
+import (
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
+)
+
 // FrameOf gives the frame of an event that came from Redis, as a stream of the
 // channel sends it; of a foreign one, if pos is zero.
 func FrameOf(c Channel, pos Position, data []byte) (Frame, Event, error) {
-	ev, err := decode(data)
+	ev, err := wire.Decode(data)
 	if err != nil {
 		return nil, Event{}, err
 	}
-	ev.Position = pos
+	ev.Position = pos.place()
 	s := &segment{}
-	s.add(newCursorKey([]string{c.String()}), ev, pos, "")
-	return s.buf, s.from(0).event(&s.entries[0], c), nil
+	s.add(position.NewKey([]string{c.String()}), ev, pos.place(), "")
+	v := s.from(0)
+	found := v.event(&s.entries[0])
+	event := eventOf(&found)
+	event.Channel = c
+	if !pos.IsZero() {
+		event.Cursor = Cursor{v.cursor(&s.entries[0])}
+	}
+	return s.buf, event, nil
 }

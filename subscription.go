@@ -145,10 +145,13 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 				if !wanted {
 					continue
 				}
-				ev := st.event(e, st.lane.tail.channel)
-				ev.Payload = bytes.Clone(ev.Payload)
+				found := st.event(e)
+				ev := eventOf(&found)
+				ev.Payload, ev.Channel = bytes.Clone(ev.Payload), st.lane.tail.channel
 				if len(r.lanes) > 1 || e.foreign {
 					ev.Cursor = r.cursor()
+				} else {
+					ev.Cursor = Cursor{st.cursor(e)}
 				}
 				if !yield(ev, nil) {
 					return

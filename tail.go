@@ -5,6 +5,9 @@ import (
 	"sort"
 	"sync"
 	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A tail holds the newest events of one channel, encoded once, in a bounded ring
@@ -17,34 +20,34 @@ import (
 type tail struct {
 	channel Channel
 	name    string // as Redis knows it
-	key     cursorKey
+	key     position.Key
 	onBad   func(error)  // is given what cannot be read
 	spawn   func(func()) // starts a goroutine
 	pages   pages        // older entries, read from the log
 
-	mu       sync.Mutex // guards following
-	segments []*segment // oldest first
-	first    uint64     // ordinal of the oldest entry
-	next     uint64     // ordinal that the next entry will have
-	run      uint64     // raised when the tail starts anew: ordinals from before mean nothing
-	foreign  uint64     // how many foreign events the tail has had
-	bytes    int        // of all segments
-	last     Position   // the tail is complete up to here
-	lastID   string     // of the event at last, "" if that is not known
+	mu       sync.Mutex        // guards following
+	segments []*segment        // oldest first
+	first    uint64            // ordinal of the oldest entry
+	next     uint64            // ordinal that the next entry will have
+	run      uint64            // raised when the tail starts anew: ordinals from before mean nothing
+	foreign  uint64            // how many foreign events the tail has had
+	bytes    int               // of all segments
+	last     position.Position // the tail is complete up to here
+	lastID   string            // of the event at last, "" if that is not known
 	opened   chan struct{}
 	waves
 
 	state state
 	since time.Time // when the tail stopped being whole
 	// held is what came on the channel while the tail was not whole.
-	held      []arrival
+	held      []wire.Event
 	heldBytes int
 	overflow  bool // more came than can be held
 	asked     int  // how many were held when the fill under way was begun
 
-	reads   int       // how often the log was read
-	top     Position  // where it ended at the last read, whether the tail has come so far or not
-	failing time.Time // since when it cannot be read; zero when it can
+	reads   int               // how often the log was read
+	top     position.Position // where it ended at the last read, whether the tail has come so far or not
+	failing time.Time         // since when it cannot be read; zero when it can
 
 	// finds is how many fills in a row have found what a whole tail did not have, while the channel
 	// brought nothing.
@@ -64,28 +67,28 @@ const (
 func newTail(c Channel, name string, onBad func(error), spawn func(func())) *tail {
 	return &tail{
 		channel: c, name: name, onBad: onBad, spawn: spawn,
-		key:    newCursorKey([]string{name}),
+		key:    position.NewKey([]string{name}),
 		opened: make(chan struct{}),
 		since:  time.Now(),
 	}
 }
 
 // addLoggedLocked adds an entry of the log, or passes over what is no event.
-func (t *tail) addLoggedLocked(e logEntry) error {
-	ev, err := decode(e.event)
+func (t *tail) addLoggedLocked(e position.LogEntry) error {
+	ev, err := wire.Decode(e.Event)
 	if err != nil {
-		t.roomLocked(0).skip(e.pos)
-		t.last, t.lastID = e.pos, ""
+		t.roomLocked(0).skip(e.Pos)
+		t.last, t.lastID = e.Pos, ""
 		t.next++
 		t.trimLocked()
 		return err
 	}
-	ev.Position = e.pos
-	t.addLocked(ev, e.also)
+	ev.Position = e.Pos
+	t.addLocked(ev, e.Also)
 	return nil
 }
 
-func (t *tail) addLocked(ev Event, also string) {
+func (t *tail) addLocked(ev wire.Event, also string) {
 	pos := ev.Position
 	if pos.IsZero() {
 		pos = t.last
@@ -127,45 +130,45 @@ func (t *tail) trimLocked() {
 
 // hasLocked tells whether the tail is past pos and, as far as it still holds the
 // event there, that it is the same one.
-func (t *tail) hasLocked(pos Position) bool {
-	if pos.epoch != t.last.epoch || pos.seq > t.last.seq {
+func (t *tail) hasLocked(pos position.Position) bool {
+	if pos.Epoch != t.last.Epoch || pos.Seq > t.last.Seq {
 		return false
 	}
 	_, at, found := t.findLocked(pos)
-	return !found || at.same(pos)
+	return !found || at.Same(pos)
 }
 
 // findLocked gives the ordinal behind the entry at pos, and what stands there,
 // which can have another fingerprint.
-func (t *tail) findLocked(pos Position) (uint64, Position, bool) {
+func (t *tail) findLocked(pos position.Position) (uint64, position.Position, bool) {
 	for i := len(t.segments) - 1; i >= 0; i-- {
 		s := t.segments[i]
 		n := sort.Search(len(s.entries), func(n int) bool {
 			p := s.entries[n].pos
-			return p.epoch > pos.epoch || p.epoch == pos.epoch && p.seq >= pos.seq
+			return p.Epoch > pos.Epoch || p.Epoch == pos.Epoch && p.Seq >= pos.Seq
 		})
-		if n < len(s.entries) && s.entries[n].pos.epoch == pos.epoch && s.entries[n].pos.seq == pos.seq && !s.entries[n].foreign {
+		if n < len(s.entries) && s.entries[n].pos.Epoch == pos.Epoch && s.entries[n].pos.Seq == pos.Seq && !s.entries[n].foreign {
 			return s.first + uint64(n) + 1, s.entries[n].pos, true
 		}
-		if s.before.epoch == pos.epoch && s.before.seq == pos.seq && i == 0 {
+		if s.before.Epoch == pos.Epoch && s.before.Seq == pos.Seq && i == 0 {
 			return s.first, s.before, true
 		}
-		if s.before.epoch == pos.epoch && s.before.seq < pos.seq {
+		if s.before.Epoch == pos.Epoch && s.before.Seq < pos.Seq {
 			break
 		}
 	}
-	return 0, Position{}, false
+	return 0, position.Position{}, false
 }
 
 // another reports whether the tail has another event than this one under its number.
-func (t *tail) another(pos Position) bool {
+func (t *tail) another(pos position.Position) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	at, found := t.last, t.last.epoch == pos.epoch && t.last.seq == pos.seq
+	at, found := t.last, t.last.Epoch == pos.Epoch && t.last.Seq == pos.Seq
 	if !found {
 		_, at, found = t.findLocked(pos)
 	}
-	return found && !at.same(pos)
+	return found && !at.Same(pos)
 }
 
 // entryLocked gives the entry with this ordinal, which is in the ring.
@@ -178,7 +181,7 @@ func (t *tail) entryLocked(ord uint64) *entry {
 }
 
 // locate gives the position of the logged event with this id, if the tail has it.
-func (t *tail) locate(id string) (Position, bool) {
+func (t *tail) locate(id string) (position.Position, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.segments {
@@ -188,5 +191,5 @@ func (t *tail) locate(id string) (Position, bool) {
 			}
 		}
 	}
-	return Position{}, false
+	return position.Position{}, false
 }

@@ -11,7 +11,7 @@ const (
 // A typeFilter is the globs of a subscription. It looks at each type once.
 type typeFilter struct {
 	globs []string
-	known map[Type]bool
+	known map[string]bool
 }
 
 // mostKnownTypes bounds what a filter remembers. Programs have some dozens of types.
@@ -21,11 +21,11 @@ func newTypeFilter(globs []string) *typeFilter {
 	if len(globs) == 0 {
 		return nil
 	}
-	return &typeFilter{globs: globs, known: make(map[Type]bool)}
+	return &typeFilter{globs: globs, known: make(map[string]bool)}
 }
 
 // has reports whether the filter lets the type through. A nil filter lets all through.
-func (f *typeFilter) has(t Type) bool {
+func (f *typeFilter) has(t string) bool {
 	if f == nil {
 		return true
 	}
@@ -34,7 +34,7 @@ func (f *typeFilter) has(t Type) bool {
 		return has
 	}
 	for _, glob := range f.globs {
-		if ok, _ := path.Match(glob, string(t)); ok {
+		if ok, _ := path.Match(glob, t); ok {
 			has = true
 			break
 		}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A crowd is the readers of one tail.
@@ -38,14 +40,14 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 
 // publish brings events, all in one moment.
 func (c *crowd) publish(n int) {
-	var events []Event
+	var events []wire.Event
 	for range n {
-		events = append(events, validEvent(c))
+		events = append(events, validWire(c))
 	}
 	c.tail.mu.Lock()
 	defer c.tail.mu.Unlock()
 	for _, ev := range events {
-		ev.Position = Position{epoch: c.tail.last.epoch, seq: c.tail.last.seq + 1}
+		ev.Position = position.Position{Epoch: c.tail.last.Epoch, Seq: c.tail.last.Seq + 1}
 		c.tail.addLocked(ev, "")
 		c.tail.wakeLocked()
 	}

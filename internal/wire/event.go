@@ -1,36 +1,79 @@
-package eventbus
+// Package wire is the wire format: an event's JSON, both ways, and the blocks of an event stream. It has
+// no state; everybody may call it.
+package wire
 
 import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// appendJSON appends the event without its cursor; it is valid.
-func (ev *Event) appendJSON(b []byte) []byte {
+// An Event is an event as it travels, and where it was found.
+type Event struct {
+	ID        string
+	Type      string
+	Timestamp time.Time
+	ProjectID uuid.UUID
+	ActorID   *uuid.UUID
+	ActorType string
+	Payload   json.RawMessage // nil means {}
+
+	Position position.Position // zero for an event that is in no log
+	Also     string            // where the event is in other logs: '<channel>@<position>', with blanks between
+	Prev     string            // how the id of the event before it ends, "" if that is not known
+}
+
+// maxTypeLength bounds a type's name; the longest of the schema has 23 bytes.
+const maxTypeLength = 128
+
+// WellFormed reports whether a type is two or more words of letters, digits, "_" and
+// "-" with dots between: what readers accept, known or not. The domain "stream" is
+// taken: in an event stream, stream.gap is what the bus itself has to say.
+func WellFormed(t string) bool {
+	if len(t) > maxTypeLength || strings.Count(t, ".") == 0 || strings.HasPrefix(t, "stream.") {
+		return false
+	}
+	for word := range strings.SplitSeq(t, ".") {
+		if word == "" {
+			return false
+		}
+		for i := range len(word) {
+			c := word[i]
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// AppendJSON appends the event without its cursor; it is valid.
+func (ev *Event) AppendJSON(b []byte) []byte {
 	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a cursor
 	b = append(b, `{"id":`...)
 	b = rawjson.AppendString(b, ev.ID)
 	b = append(b, `,"type":`...)
-	b = rawjson.AppendString(b, string(ev.Type))
+	b = rawjson.AppendString(b, ev.Type)
 	b = append(b, `,"timestamp":"`...)
 	b = appendTime(b, ev.Timestamp)
 	b = append(b, `","project_id":"`...)
-	b = appendUUID(b, ev.ProjectID)
+	b = AppendUUID(b, ev.ProjectID)
 	b = append(b, `","actor_id":`...)
 	if ev.ActorID == nil {
 		b = append(b, "null"...)
 	} else {
 		b = append(b, '"')
-		b = appendUUID(b, *ev.ActorID)
+		b = AppendUUID(b, *ev.ActorID)
 		b = append(b, '"')
 	}
 	b = append(b, `,"actor_type":`...)
-	b = rawjson.AppendString(b, string(ev.ActorType))
+	b = rawjson.AppendString(b, ev.ActorType)
 	b = append(b, `,"payload":`...)
 	if len(ev.Payload) == 0 {
 		b = append(b, "{}"...)
@@ -40,15 +83,15 @@ func (ev *Event) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// appendWire appends the event as it travels on a channel, with its cursor when
+// AppendWire appends the event as it travels on a channel, with its cursor when
 // it has a position.
-func (ev *Event) appendWire(b []byte) []byte {
-	b = ev.appendJSON(b)
+func (ev *Event) AppendWire(b []byte) []byte {
+	b = ev.AppendJSON(b)
 	if ev.Position.IsZero() {
 		return b
 	}
 	b = append(b[:len(b)-1], `,"cursor":"`...)
-	b = ev.Position.append(b)
+	b = ev.Position.Append(b)
 	return append(b, `"}`...)
 }
 
@@ -65,26 +108,22 @@ func appendTime(b []byte, t time.Time) []byte {
 	return b
 }
 
-func appendUUID(b []byte, u uuid.UUID) []byte { return append(b, u.String()...) }
+// AppendUUID appends the text of a UUID.
+func AppendUUID(b []byte, u uuid.UUID) []byte { return append(b, u.String()...) }
 
-// decode reads an event. Its payload shares memory with data.
-func decode(data []byte) (Event, error) {
-	a, err := decodeArrival(data)
-	return a.Event, err
-}
-
-// decodeArrival reads an event as it comes on a channel.
-func decodeArrival(data []byte) (a arrival, err error) {
-	d := decoder{problems: problems{subject: "event"}}
+// Decode reads an event, as it is in a log or comes on a channel. Its payload shares memory with data.
+// The error is of type [rawjson.Faults].
+func Decode(data []byte) (ev Event, err error) {
+	var d decoder
 	if err := rawjson.EachMember(data, d.take); err != nil {
-		return arrival{}, invalid("event", "event", "%s", err)
+		d.Add("event", "%s", err)
+		return Event{}, d.Err()
 	}
-	ev := &a.Event
 	if s, ok := d.text("id", d.id); ok {
 		ev.ID = string(s)
 	}
 	if s, ok := d.text("type", d.typ); ok {
-		if ev.Type = Type(s); !ev.Type.wellFormed() {
+		if ev.Type = string(s); !WellFormed(ev.Type) {
 			d.Add("type", "%s is not of the form domain.action", rawjson.Excerpt(string(s)))
 		}
 	}
@@ -100,7 +139,7 @@ func decodeArrival(data []byte) (a arrival, err error) {
 		}
 	}
 	if s, ok := d.text("actor_type", d.actorType); ok {
-		if ev.ActorType = knownActor(s); !ev.ActorType.known() {
+		if ev.ActorType = knownActor(s); !KnownActor(ev.ActorType) {
 			d.Add("actor_type", "%s is not one of agent, user, system", rawjson.Excerpt(string(s)))
 		}
 	}
@@ -113,14 +152,14 @@ func decodeArrival(data []byte) (a arrival, err error) {
 		ev.Payload = rawjson.OneLine(d.payload)
 	}
 	// A position that cannot be read is none: the event is then foreign.
-	ev.Position, _ = ParsePosition(optional(d.position))
-	a.also, a.prev = optional(d.also), optional(d.prev)
-	return a, d.err()
+	ev.Position, _ = position.Parse(optional(d.position))
+	ev.Also, ev.Prev = optional(d.also), optional(d.prev)
+	return ev, d.Err()
 }
 
 // A decoder has the members of an event as they are written, and what is wrong with them.
 type decoder struct {
-	problems
+	rawjson.Faults
 	id, typ, timestamp, project, actor, actorType, payload, position, also, prev []byte
 }
 
@@ -167,7 +206,7 @@ func (d *decoder) uuid(field string, value []byte) (id uuid.UUID, ok bool) {
 	if !ok {
 		return id, false
 	}
-	id, err := readUUID(s)
+	id, err := ReadUUID(s)
 	if err != nil {
 		d.Add(field, "%s is not a UUID", rawjson.Excerpt(string(s)))
 	}
@@ -182,14 +221,19 @@ func optional(value []byte) string {
 	return string(rawjson.Unquote(value))
 }
 
+var actors = []string{"agent", "user", "system"}
+
+// KnownActor reports whether this is a type of actor.
+func KnownActor(name string) bool { return slices.Contains(actors, name) }
+
 // knownActor is the actor type of this name, without a copy where it is a known one.
-func knownActor(name []byte) ActorType {
-	for _, t := range []ActorType{ActorAgent, ActorUser, ActorSystem} {
-		if string(name) == string(t) {
+func knownActor(name []byte) string {
+	for _, t := range actors {
+		if string(name) == t {
 			return t
 		}
 	}
-	return ActorType(name)
+	return string(name)
 }
 
 // timeLayouts are the forms in which timestamps come: RFC 3339, without a zone,
@@ -216,4 +260,20 @@ func parseTime(text []byte) (t time.Time, err error) {
 		}
 	}
 	return time.Time{}, err
+}
+
+// ParseUUID takes the form with 36 characters, which is the one that is written.
+func ParseUUID(s string) (uuid.UUID, error) {
+	if len(s) != 36 {
+		return uuid.Nil, rawjson.ErrNotUUID
+	}
+	return uuid.Parse(s)
+}
+
+// ReadUUID also takes the other forms that the Python services read.
+func ReadUUID(s []byte) (uuid.UUID, error) {
+	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
+		return uuid.Nil, rawjson.ErrNotUUID // uuid.Parse does not look at the braces
+	}
+	return uuid.ParseBytes(s)
 }

@@ -1,0 +1,59 @@
+package wire
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"strconv"
+	"time"
+)
+
+// IDField begins the line that a client remembers.
+const IDField = "id: "
+
+// AppendID appends the field that makes the cursor the client's last event id.
+func AppendID(b []byte, cursor string) []byte {
+	b = append(b, IDField...)
+	b = append(b, cursor...)
+	return append(b, '\n')
+}
+
+// AppendBody appends the rest of an event's block, and tells at which offset the
+// event's payload stands in the result.
+func AppendBody(b []byte, ev *Event) (body []byte, payload int) {
+	b = append(b, "event: "...)
+	b = append(b, ev.Type...) // well-formed, so without line breaks
+	b = append(b, "\ndata: "...)
+	b = ev.AppendWire(b)
+	tail := len("}")
+	if !ev.Position.IsZero() {
+		tail += len(`,"cursor":""`) + len(ev.Position.String())
+	}
+	payload = len(b) - tail - len(ev.Payload)
+	return append(b, "\n\n"...), payload
+}
+
+// AppendGap appends the block of a gap, behind which the stream goes on at a cursor.
+func AppendGap(b []byte, cursor, channel, reason, from string) []byte {
+	data, _ := json.Marshal(struct { // strings only: cannot fail
+		Channel string `json:"channel"`
+		Reason  string `json:"reason"`
+		From    string `json:"from"`
+	}{channel, reason, from})
+	b = AppendID(b, cursor)
+	b = append(b, "event: stream.gap\ndata: "...)
+	b = append(b, data...)
+	return append(b, "\n\n"...)
+}
+
+// AppendRetry appends a block that tells the client when to come back after the
+// stream has ended: at a random time in [least, most), so that many do not come
+// at once.
+func AppendRetry(b []byte, least, most time.Duration) []byte {
+	millis := least.Milliseconds()
+	if spread := (most - least).Milliseconds(); spread > 0 {
+		millis += rand.Int64N(spread)
+	}
+	b = append(b, "retry: "...)
+	b = strconv.AppendInt(b, millis, 10)
+	return append(b, '\n')
+}
