@@ -16,17 +16,13 @@ import (
 
 // A record is an event on its way into one log, and what became of it.
 type record struct {
-	name  string // the channel, as Redis knows it
-	kind  ChannelKind
-	mark  uint16            // fingerprint of the event
-	pos   position.Position // where it is; zero while that is not known
-	again bool              // the log had it already
-	err   error
-	sure  bool // the error says for certain that the log does not have it
+	channel string
+	mark    uint16            // fingerprint of the event
+	pos     position.Position // where it is; zero while that is not known
+	again   bool              // the log had it already
+	err     error
+	sure    bool // the error says for certain that the log does not have it
 }
-
-// note says where the event is, for the entries in the logs behind this one.
-func (r *record) note() string { return r.name + "@" + r.pos.String() }
 
 // settled reports whether another attempt would change nothing.
 func (r *record) settled() bool {
@@ -45,11 +41,11 @@ type commit struct {
 	failing    atomic.Pointer[error] // why the last attempt has failed
 }
 
-// pending gives the records that are not in their logs yet, and the notes of those before them.
-func (c *commit) pending() (records []record, also string) {
+// pending gives the records that are not in their logs yet, and where the event is before them.
+func (c *commit) pending(l *redisLog) (records []record, also string) {
 	i, also := 0, c.also
 	for ; i < len(c.records) && !c.records[i].pos.IsZero(); i++ {
-		also = strings.TrimPrefix(also+" "+c.records[i].note(), " ")
+		also = strings.TrimPrefix(also+" "+l.name(c.records[i].channel)+"@"+c.records[i].pos.String(), " ")
 	}
 	return c.records[i:], also
 }
@@ -77,8 +73,7 @@ type appendCall struct {
 
 // A logCall is what a call has for one log.
 type logCall struct {
-	name    string
-	kind    ChannelKind
+	channel string
 	records []*record // in the order of its events
 }
 
@@ -91,7 +86,7 @@ func (l *redisLog) newAppendCall(producer string, number int64, commits []*commi
 	c := &appendCall{producer: producer, number: number, commits: commits}
 	index := make(map[string]int, 1)
 	for _, commit := range commits {
-		records, _ := commit.pending()
+		records, _ := commit.pending(l)
 		for i := range records {
 			c.add(index, &records[i], len(commits))
 		}
@@ -100,16 +95,17 @@ func (l *redisLog) newAppendCall(producer string, number int64, commits []*commi
 	c.args = make([]any, 0, 5+4*len(c.logs)+3*len(commits))
 	c.args = append(c.args, len(c.logs), producer, number, l.publish(), markerTTL.Milliseconds())
 	for _, log := range c.logs {
-		keep := l.retention(log.kind)
-		if keep.Events == 0 {
-			keep.Events = position.MaxSeq
+		name := l.name(log.channel)
+		keep, age := l.retention(kind(log.channel))
+		if keep == 0 {
+			keep = position.MaxSeq
 		}
-		c.keys = append(c.keys, logKey(log.name), producersKey(log.name))
-		c.args = append(c.args, log.name, keep.Events, keep.Age.Milliseconds(), l.least(log.name))
+		c.keys = append(c.keys, logKey(name), producersKey(name))
+		c.args = append(c.args, name, keep, age.Milliseconds(), l.least(log.channel))
 	}
 	run, at := "", 0 // where the last run goes, and the index of its length
 	for _, commit := range commits {
-		where := c.where(index, commit)
+		where := l.where(c, index, commit)
 		if where == run && !strings.Contains(where, "|") {
 			c.args[at] = c.args[at].(int) + 1
 		} else {
@@ -121,13 +117,35 @@ func (l *redisLog) newAppendCall(producer string, number int64, commits []*commi
 	return c
 }
 
+// newAppendCalls makes one call of a batch; in a cluster one for each channel, as hardly any two
+// share a slot.
+func (l *redisLog) newAppendCalls(producer string, number int64, batch []*commit) []*appendCall {
+	if !l.perChannel {
+		return []*appendCall{l.newAppendCall(producer, number, batch)}
+	}
+	var order []string
+	parts := make(map[string][]*commit)
+	for _, c := range batch {
+		name := c.records[0].channel // there is no other
+		if parts[name] == nil {
+			order = append(order, name)
+		}
+		parts[name] = append(parts[name], c)
+	}
+	calls := make([]*appendCall, len(order))
+	for i, name := range order {
+		calls[i] = l.newAppendCall(producer, number, parts[name])
+	}
+	return calls
+}
+
 // add enters a record into the call of its log, one of so many perhaps.
 func (c *appendCall) add(index map[string]int, r *record, most int) {
-	i, ok := index[r.name]
+	i, ok := index[r.channel]
 	if !ok {
 		i = len(c.logs)
-		index[r.name] = i
-		c.logs = append(c.logs, logCall{name: r.name, kind: r.kind})
+		index[r.channel] = i
+		c.logs = append(c.logs, logCall{channel: r.channel})
 	} else if cap(c.logs[i].records) == 1 {
 		c.logs[i].records = append(make([]*record, 0, most), c.logs[i].records...)
 	}
@@ -135,20 +153,20 @@ func (c *appendCall) add(index map[string]int, r *record, most int) {
 }
 
 // where tells append.lua where an event goes, and adds the keys of its markers.
-func (c *appendCall) where(index map[string]int, commit *commit) string {
-	records, also := commit.pending()
+func (l *redisLog) where(c *appendCall, index map[string]int, commit *commit) string {
+	records, also := commit.pending(l)
 	if len(records) == 1 && also == "" && !commit.idempotent {
-		return strconv.Itoa(index[records[0].name] + 1) // Lua counts from 1
+		return strconv.Itoa(index[records[0].channel] + 1) // Lua counts from 1
 	}
 	logs := make([]string, len(records))
 	for i := range records {
-		logs[i] = strconv.Itoa(index[records[i].name] + 1)
+		logs[i] = strconv.Itoa(index[records[i].channel] + 1)
 	}
 	first := ""
 	if commit.idempotent {
 		first = strconv.Itoa(len(c.keys) + 1)
 		for i := range records {
-			c.keys = append(c.keys, markerKey(records[i].name, outcomeKey(commit.id)))
+			c.keys = append(c.keys, markerKey(l.name(records[i].channel), strings.ToLower(commit.id)))
 		}
 	}
 	return strings.Join(logs, ",") + "|" + first + "|" + also
@@ -186,7 +204,7 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) *appendCall {
 		c.fail(l.unavailable(err))
 	} else {
 		for i, log := range c.logs {
-			l.saw(log.name, log.settle(replies[i], c.lost))
+			l.saw(log.channel, log.settle(replies[i], c.lost))
 		}
 	}
 	before := len(c.commits)

@@ -35,7 +35,7 @@ func benchWire(t testing.TB) wire.Event {
 // benchTail is a tail with n events.
 func benchTail(t testing.TB, n int) *tail {
 	c := ProjectChannel(benchProject)
-	tl := newTail(c, c.String(), func(error) {}, func(f func()) { go f() })
+	tl := newTail(c.String(), c.String(), func(error) {}, func(f func()) { go f() })
 	tl.state = whole
 	ev := benchWire(t)
 	for i := range n {
@@ -181,14 +181,14 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
 			defer rdb.Close()
-			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{Events: 10_000, Age: time.Hour} }}
+			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
 			commits := make([]*commit, n)
 			b.ReportAllocs()
 			for number := int64(1); b.Loop(); number++ {
 				for i := range commits {
 					ev := benchWire(b)
 					commits[i] = &commit{id: ev.ID, event: ev.AppendJSON(nil), done: make(chan struct{}),
-						records: []record{{name: ProjectChannel(benchProject).String()}}}
+						records: []record{{channel: ProjectChannel(benchProject).String()}}}
 				}
 				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
 					b.Fatal("not settled")
@@ -208,8 +208,8 @@ func BenchmarkRead(b *testing.B) {
 		ev := benchWire(b)
 		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
 	}
-	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{} }}
-	r := readRequest{name: name, from: position.Position{Epoch: 1700000000000, Seq: pageEvents}, count: pageEvents}
+	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
+	r := readRequest{channel: name, from: position.Position{Epoch: 1700000000000, Seq: pageEvents}, count: pageEvents}
 	b.ReportAllocs()
 	for b.Loop() {
 		page, err := l.read(ctx, r)

@@ -14,6 +14,14 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
+// A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
+// redis.NewFailoverClient) and *redis.ClusterClient are ones. A *redis.Ring is refused by [New].
+type Client interface {
+	Process(ctx context.Context, cmd redis.Cmder) error
+	Pipeline() redis.Pipeliner
+	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
+}
+
 // A Bus publishes events to the logs and channels of one Redis, and serves any
 // number of subscriptions from them. A program makes one and keeps it. All
 // methods are safe for concurrent use.
@@ -269,8 +277,8 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 	defer b.leave()
 	names, requests := make([]string, len(sub.Channels)), make([]readRequest, len(sub.Channels))
 	for i, c := range sub.Channels {
-		names[i] = b.log.name(c)
-		requests[i] = readRequest{name: names[i], kind: c.Kind()}
+		names[i] = b.log.name(c.String())
+		requests[i] = readRequest{channel: c.String()}
 	}
 	heads, err := b.heads(ctx, requests)
 	if err != nil {

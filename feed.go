@@ -53,13 +53,13 @@ func newFeed(b *Bus) *feed {
 }
 
 // acquire gives the channel's tail, for a reader that will release it.
-func (f *feed) acquire(c Channel) *tail {
-	name := f.log.name(c)
+func (f *feed) acquire(channel string) *tail {
+	name := f.log.name(channel)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t := f.tail[name]
 	if t == nil {
-		t = newTail(c, name, f.bus.unreadable, f.bus.spawn)
+		t = newTail(channel, name, f.bus.unreadable, f.bus.spawn)
 		t.pages.taken = &f.bus.pageBytes
 		t.pages.read = func(r readRequest, done func(*position.Page, error)) {
 			f.bus.spawn(func() { done(f.log.read(f.bus.ctx, r)) })

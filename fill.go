@@ -115,7 +115,7 @@ func (t *tail) want() readRequest {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.asked = len(t.held)
-	r := readRequest{name: t.name, kind: t.channel.kind, from: t.last, count: pageEvents}
+	r := readRequest{channel: t.channel, from: t.last, count: pageEvents}
 	if t.state == unread {
 		r.count = 0
 	}

@@ -71,7 +71,7 @@ func FuzzParsePage(f *testing.F) {
 		// A tail that is filled with it, and a page of it, hold up too.
 		var bad int
 		c := ProjectChannel([16]byte{1})
-		tl := newTail(c, c.String(), func(error) { bad++ }, nil)
+		tl := newTail(c.String(), c.String(), func(error) { bad++ }, nil)
 		for range 3 {
 			tl.fill(tl.want(), page, true)
 		}

@@ -181,7 +181,7 @@ func arrive(t testing.TB, pos position.Position) wire.Event {
 
 // openTail is a whole tail of a log that ends at last.
 func openTail(t testing.TB, last position.Position, onBad func(error)) *tail {
-	tl := newTail(ProjectChannel(uuid.New()), "p", onBad, func(f func()) { go f() })
+	tl := newTail(ProjectChannel(uuid.New()).String(), "p", onBad, func(f func()) { go f() })
 	require.True(t, tl.fill(tl.want(), &position.Page{Last: last}, true))
 	return tl
 }
@@ -255,7 +255,7 @@ func TestNumberGivenTwice(t *testing.T) {
 }
 
 func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
-	tl := newTail(ProjectChannel(uuid.New()), "p", nil, nil)
+	tl := newTail(ProjectChannel(uuid.New()).String(), "p", nil, nil)
 	for i := range 600 {
 		a := arrive(t, position.Position{Epoch: 5, Seq: int64(i + 1)})
 		a.Payload = []byte(`{"a":"` + strings.Repeat("x", 200<<10) + `"}`)

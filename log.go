@@ -8,14 +8,14 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
-// redis.NewFailoverClient) and *redis.ClusterClient are ones. A *redis.Ring is refused by [New].
-type Client interface {
+// A client is what the log needs of a go-redis client.
+type client interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner
 	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
@@ -35,9 +35,9 @@ type clusterClient interface {
 // A redisLog is the Redis side of all logs: it appends, reads and searches, and
 // knows nothing of who asks. It is safe for concurrent use.
 type redisLog struct {
-	client    Client
+	client    client
 	prefix    string
-	retention func(ChannelKind) Retention
+	retention func(kind string) (events int, age time.Duration)
 	// perChannel says that logs of several channels cannot share a call,
 	// because a cluster keeps them in different slots.
 	perChannel bool
@@ -45,7 +45,7 @@ type redisLog struct {
 	sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
 
 	mu     sync.RWMutex     // guards following
-	epochs map[string]int64 // the last epoch that this process has seen, by channel name
+	epochs map[string]int64 // the last epoch that this process has seen, by channel
 }
 
 // maxEpochs bounds the epochs that are remembered.
@@ -53,19 +53,19 @@ const maxEpochs = 16384
 
 // least is the least epoch of a log that begins now: a clock that has stepped back must not give one
 // that was there before.
-func (l *redisLog) least(name string) int64 {
+func (l *redisLog) least(channel string) int64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if epoch, ok := l.epochs[name]; ok {
+	if epoch, ok := l.epochs[channel]; ok {
 		return epoch + 1
 	}
 	return 0
 }
 
 // saw remembers the epoch of a log.
-func (l *redisLog) saw(name string, p position.Position) {
+func (l *redisLog) saw(channel string, p position.Position) {
 	l.mu.RLock()
-	have, ok := l.epochs[name]
+	have, ok := l.epochs[channel]
 	l.mu.RUnlock()
 	if ok && have >= p.Epoch || p.IsZero() {
 		return
@@ -78,7 +78,7 @@ func (l *redisLog) saw(name string, p position.Position) {
 			break
 		}
 	}
-	l.epochs[name] = max(l.epochs[name], p.Epoch)
+	l.epochs[channel] = max(l.epochs[channel], p.Epoch)
 }
 
 // master gives the node of a cluster that has a channel and its log.
@@ -102,7 +102,7 @@ func (l *redisLog) node(ctx context.Context, name string) string {
 
 // carrier gives the node over whose connections a channel comes, and the client for
 // them. The messages of plain Pub/Sub come over any.
-func (l *redisLog) carrier(ctx context.Context, name string) (node string, client Client, err error) {
+func (l *redisLog) carrier(ctx context.Context, name string) (node string, client client, err error) {
 	if l.cluster == nil || !l.sharded {
 		return "", l.client, nil
 	}
@@ -114,7 +114,7 @@ func (l *redisLog) carrier(ctx context.Context, name string) (node string, clien
 }
 
 // pubSub makes a Pub/Sub connection, as yet without channels.
-func (l *redisLog) pubSub(ctx context.Context, client Client) *redis.PubSub {
+func (l *redisLog) pubSub(ctx context.Context, client client) *redis.PubSub {
 	if sharded, ok := client.(shardedClient); ok && l.sharded {
 		return sharded.SSubscribe(ctx)
 	}
@@ -122,9 +122,7 @@ func (l *redisLog) pubSub(ctx context.Context, client Client) *redis.PubSub {
 }
 
 // name is the channel's name in Redis.
-func (l *redisLog) name(c Channel) string {
-	return string(c.append(append(make([]byte, 0, 64), l.prefix...)))
-}
+func (l *redisLog) name(channel string) string { return l.prefix + channel }
 
 // publish is the command that rings the doorbell.
 func (l *redisLog) publish() string {
@@ -132,6 +130,12 @@ func (l *redisLog) publish() string {
 		return "SPUBLISH"
 	}
 	return "PUBLISH"
+}
+
+// kind is the kind of a channel.
+func kind(channel string) string {
+	kind, _, _ := strings.Cut(channel, ":")
+	return kind
 }
 
 func logKey(name string) string        { return "eventbus:log:{" + name + "}" }
@@ -166,7 +170,8 @@ const (
 )
 
 // find searches a log from its newest entry back for the event with this id.
-func (l *redisLog) find(ctx context.Context, name, id string) (position.Position, bool, error) {
+func (l *redisLog) find(ctx context.Context, channel, id string) (position.Position, bool, error) {
+	name := l.name(channel)
 	from, bytes := "+", int64(0)
 	for n := 0; from != "" && n < findEntries && bytes < findBytes; n += findStepEntries {
 		reply, err := findScript.run(ctx, l.client, []string{logKey(name), producersKey(name)}, id, from, findStepEntries, findStepBytes)

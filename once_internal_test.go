@@ -143,7 +143,7 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 	m := &onceModel{t: t, clock: 1000, logs: make(map[string]*modelLog), names: []string{"project:p", "agent:a", "user:u"}, events: make(map[string]*modelEvent), corners: corners}
 	for _, name := range m.names {
 		l := &modelLog{name: name, epoch: m.clock}
-		l.tail = newTail(Channel{kind: ChannelKind(name)}, name, func(err error) { require.ErrorIs(t, err, errElsewhere) }, func(f func()) { go f() })
+		l.tail = newTail(name, name, func(err error) { require.ErrorIs(t, err, errElsewhere) }, func(f func()) { go f() })
 		l.tail.pages.taken = new(atomic.Int64)
 		l.tail.pages.read = func(r readRequest, done func(*position.Page, error)) {
 			page := l.page(r)
@@ -281,7 +281,7 @@ func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
 	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
 	for _, name := range channels {
-		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, place: place{waiter: r.waiter}})
+		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, channel: Channel{kind: ChannelKind(name)}, place: place{waiter: r.waiter}})
 	}
 	sub.After = c.cursor
 	require.NoError(m.t, r.start(context.Background(), sub, channels))

@@ -75,8 +75,8 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 	r.types = newTypeFilter(sub.Types)
 	var names []string
 	for _, c := range sub.Channels {
-		t := b.feed.acquire(c)
-		r.lanes = append(r.lanes, &lane{tail: t, place: place{waiter: r.waiter}})
+		t := b.feed.acquire(c.String())
+		r.lanes = append(r.lanes, &lane{tail: t, channel: c, place: place{waiter: r.waiter}})
 		names = append(names, t.name)
 	}
 	r.key = position.NewKey(names)
@@ -186,7 +186,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Posit
 	b.spawn(func() {
 		defer func() { <-b.searching }()
 		var a answer
-		a.pos, a.ok, a.err = b.log.find(b.ctx, t.name, id)
+		a.pos, a.ok, a.err = b.log.find(b.ctx, t.channel, id)
 		answers <- a
 	})
 	select {

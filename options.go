@@ -191,12 +191,13 @@ func (o *options) check() error {
 }
 
 // keep is the retention of a kind of channel.
-func (o *options) keep(kind ChannelKind) Retention {
-	if kind == controlChannel.kind {
-		return controlRetention
+func (o *options) keep(kind string) (events int, age time.Duration) {
+	r, ok := o.retentionOf[ChannelKind(kind)]
+	switch {
+	case kind == string(controlChannel.kind):
+		r = controlRetention
+	case !ok:
+		r = o.retention
 	}
-	if r, ok := o.retentionOf[kind]; ok {
-		return r
-	}
-	return o.retention
+	return r.Events, r.Age
 }

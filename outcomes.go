@@ -25,7 +25,7 @@ type outcome struct {
 
 	// Whoever has the turn may look at these.
 	last  *publication
-	known map[string]position.Position // by log
+	known map[string]position.Position // by channel
 }
 
 const (
@@ -95,7 +95,7 @@ func (o *outcomes) drop(gone *outcome) {
 func (o *outcome) learn() {
 	for i := range o.last.records {
 		if r := &o.last.records[i]; !r.pos.IsZero() {
-			o.known[r.name] = r.pos
+			o.known[r.channel] = r.pos
 		}
 	}
 }

@@ -13,10 +13,9 @@ import (
 
 // A readRequest asks for a page of one log.
 type readRequest struct {
-	name  string
-	kind  ChannelKind
-	from  position.Position // itself included; zero: from the oldest entry
-	count int               // 0: the state alone
+	channel string
+	from    position.Position // itself included; zero: from the oldest entry
+	count   int               // 0: the state alone
 }
 
 // pageBytes is where a page of events ends, however few they are.
@@ -28,8 +27,10 @@ func (l *redisLog) script(r readRequest) (keys []string, args []any) {
 	if r.from.Epoch > 0 {
 		from = string(r.from.Append(nil))
 	}
-	return []string{logKey(r.name), producersKey(r.name)},
-		[]any{from, r.count, pageBytes, l.retention(r.kind).Age.Milliseconds(), l.least(r.name)}
+	name := l.name(r.channel)
+	_, age := l.retention(kind(r.channel))
+	return []string{logKey(name), producersKey(name)},
+		[]any{from, r.count, pageBytes, age.Milliseconds(), l.least(r.channel)}
 }
 
 // read gives a page of a log. Where there is no log, it begins.
@@ -69,9 +70,9 @@ func (l *redisLog) page(r readRequest, reply any, err error) (*position.Page, er
 		p, err = parsePage(r.from, reply)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read log of %s: %w", r.name, err)
+		return nil, fmt.Errorf("read log of %s: %w", r.channel, err)
 	}
-	l.saw(r.name, p.Last)
+	l.saw(r.channel, p.Last)
 	return p, nil
 }
 

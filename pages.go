@@ -90,7 +90,7 @@ func (t *tail) logEnd(ctx context.Context) (position.Position, error) {
 		err  error
 	}
 	answers := make(chan answer, 1)
-	t.pages.read(readRequest{name: t.name, kind: t.channel.kind}, func(lp *position.Page, err error) { answers <- answer{lp, err} })
+	t.pages.read(readRequest{channel: t.channel}, func(lp *position.Page, err error) { answers <- answer{lp, err} })
 	select {
 	case a := <-answers:
 		if a.err != nil {
@@ -160,7 +160,7 @@ func (ps *pages) join(t *tail, from position.Position) *flight {
 		ps.flights = make(map[position.Position]*flight)
 	}
 	ps.flights[from] = f
-	ps.read(readRequest{name: t.name, kind: t.channel.kind, from: from, count: pageEvents + 1}, func(lp *position.Page, err error) {
+	ps.read(readRequest{channel: t.channel, from: from, count: pageEvents + 1}, func(lp *position.Page, err error) {
 		var bad []error
 		if f.err = err; err == nil {
 			f.page = &page{Page: lp, used: time.Now()}

@@ -18,7 +18,7 @@ func TestPageOfBefore(t *testing.T) {
 	pos := position.Position{Epoch: 1000, Seq: 1}
 	lp := &position.Page{First: pos, Last: position.Position{Epoch: 1000, Seq: 2}, Entries: []position.LogEntry{{Pos: pos, Event: []byte("{}")}, {Pos: position.Position{Epoch: 1000, Seq: 2}, Event: []byte("{}")}}}
 	for _, cleared := range []bool{false, true} {
-		tl := newTail(c, c.String(), func(error) {}, nil)
+		tl := newTail(c.String(), c.String(), func(error) {}, nil)
 		tl.pages.taken = new(atomic.Int64)
 		var land func(*position.Page, error)
 		tl.pages.read = func(_ readRequest, done func(*position.Page, error)) { land = done }
@@ -101,7 +101,7 @@ type pageReads struct {
 // pagedTail makes a tail whose log has so many events.
 func pagedTail(events int64) (*tail, *pageReads) {
 	c, reads := ProjectChannel(uuid.New()), &pageReads{}
-	tl := newTail(c, c.String(), func(error) {}, nil)
+	tl := newTail(c.String(), c.String(), func(error) {}, nil)
 	tl.pages.taken = new(atomic.Int64)
 	tl.pages.read = func(r readRequest, done func(*position.Page, error)) {
 		lp := &position.Page{Asked: r.from, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}

@@ -61,7 +61,7 @@ func (cs *commits) queue(node string) *commitQueue {
 
 // add queues a commit, whose records go to one node.
 func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
-	q := cs.queue(cs.bus.log.node(ctx, c.records[0].name))
+	q := cs.queue(cs.bus.log.node(ctx, cs.bus.log.name(c.records[0].channel)))
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
@@ -181,26 +181,4 @@ func (q *commitQueue) take() []*commit {
 	batch := slices.Clone(q.waiting[:n])
 	q.waiting = slices.Delete(q.waiting, 0, n)
 	return batch
-}
-
-// newAppendCalls makes one call of a batch; in a cluster one for each channel, as hardly any two
-// share a slot.
-func (l *redisLog) newAppendCalls(producer string, number int64, batch []*commit) []*appendCall {
-	if !l.perChannel {
-		return []*appendCall{l.newAppendCall(producer, number, batch)}
-	}
-	var order []string
-	parts := make(map[string][]*commit)
-	for _, c := range batch {
-		name := c.records[0].name // there is no other
-		if parts[name] == nil {
-			order = append(order, name)
-		}
-		parts[name] = append(parts[name], c)
-	}
-	calls := make([]*appendCall, len(order))
-	for i, name := range order {
-		calls[i] = l.newAppendCall(producer, number, parts[name])
-	}
-	return calls
 }

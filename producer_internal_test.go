@@ -22,7 +22,7 @@ import (
 
 // newTestLog is a log side without a bus.
 func newTestLog(client Client) *redisLog {
-	return &redisLog{client: client, epochs: make(map[string]int64), retention: func(ChannelKind) Retention { return Retention{Events: 1000, Age: time.Hour} }}
+	return &redisLog{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
 }
 
 // eachServer runs a test on miniredis and on a real redis-server.
@@ -40,7 +40,7 @@ func newCommit(t require.TestingT, idempotent bool, names ...string) *commit {
 	require.NoError(t, err)
 	c := &commit{id: ev.ID, event: ev.wire().AppendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
 	for _, name := range names {
-		c.records = append(c.records, record{name: name, mark: position.Fingerprint(c.id)})
+		c.records = append(c.records, record{channel: name, mark: position.Fingerprint(c.id)})
 	}
 	return c
 }
@@ -72,7 +72,7 @@ func TestCallsRunOnce(t *testing.T) {
 			first = append(first, slices.Clone(c.records))
 			for _, r := range c.records {
 				require.NoError(t, r.err)
-				require.Equal(t, c.id, idsIn(client, r.name)[r.pos.String()])
+				require.Equal(t, c.id, idsIn(client, r.channel)[r.pos.String()])
 			}
 		}
 		again := func(number int64, commits []*commit) []*commit {
@@ -143,7 +143,7 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		for _, c := range commits {
 			for _, r := range c.records {
 				require.NoError(t, r.err)
-				require.Equal(t, c.id, idsIn(client, r.name)[r.pos.String()])
+				require.Equal(t, c.id, idsIn(client, r.channel)[r.pos.String()])
 			}
 		}
 	})
@@ -155,7 +155,7 @@ func TestLogsBegin(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const name = "project:p"
 		read := func() *position.Page {
-			page, err := l.read(ctx, readRequest{name: name, count: 10})
+			page, err := l.read(ctx, readRequest{channel: name, count: 10})
 			require.NoError(t, err)
 			require.Equal(t, fmt.Sprint(page.Last.Epoch), client.HGet(ctx, producersKey(name), "epoch").Val())
 			for _, key := range []string{logKey(name), producersKey(name)} {
@@ -189,7 +189,7 @@ func TestLogsBegin(t *testing.T) {
 		far := fmt.Sprint(read().Last.Epoch + 2_000_000)
 		require.NoError(t, client.HSet(ctx, producersKey(name), "epoch", far).Err())
 		require.NoError(t, client.Del(ctx, logKey(name)).Err())
-		page, err := newTestLog(client).read(ctx, readRequest{name: name}) // which has not seen the log
+		page, err := newTestLog(client).read(ctx, readRequest{channel: name}) // which has not seen the log
 		require.NoError(t, err)
 		require.Greater(t, fmt.Sprint(page.Last.Epoch), far)
 
@@ -205,7 +205,7 @@ func TestLogsBegin(t *testing.T) {
 func TestLivesOfLogs(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l, age := context.Background(), newTestLog(client), time.Duration(0)
-		l.retention = func(ChannelKind) Retention { return Retention{Age: age} }
+		l.retention = func(string) (int, time.Duration) { return 0, age }
 		const name = "project:p"
 		left := func() time.Duration { return client.PTTL(ctx, logKey(name)).Val().Round(time.Minute) }
 		publish := func(a time.Duration) {
@@ -214,7 +214,7 @@ func TestLivesOfLogs(t *testing.T) {
 		}
 		read := func(a time.Duration) {
 			age = a
-			_, err := l.read(ctx, readRequest{name: name})
+			_, err := l.read(ctx, readRequest{channel: name})
 			require.NoError(t, err)
 		}
 		read(10 * time.Minute)
@@ -305,7 +305,7 @@ func (w *world) begin(p *testProducer) {
 		}
 		for _, name := range w.names {
 			if len(c.records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
-				c.records = append(c.records, record{name: name, mark: position.Fingerprint(c.id)})
+				c.records = append(c.records, record{channel: name, mark: position.Fingerprint(c.id)})
 			}
 		}
 		if c.idempotent {
@@ -330,14 +330,14 @@ func (w *world) attempt(p *testProducer, lost bool) {
 		also := ""
 		for _, r := range c.records {
 			require.NoError(w.t, r.err)
-			require.Equal(w.t, c.id, idsIn(w.client, r.name)[r.pos.String()], "the answer is true")
-			w.acked[c.id+" "+r.name] = r.pos.String()
-			entry := w.client.XRange(context.Background(), logKey(r.name), r.pos.String(), r.pos.String()).Val()[0]
+			require.Equal(w.t, c.id, idsIn(w.client, r.channel)[r.pos.String()], "the answer is true")
+			w.acked[c.id+" "+r.channel] = r.pos.String()
+			entry := w.client.XRange(context.Background(), logKey(r.channel), r.pos.String(), r.pos.String()).Val()[0]
 			if !r.again {
 				got, _ := entry.Values["also"].(string)
 				require.Equal(w.t, also, got)
 			}
-			also = strings.TrimPrefix(also+" "+r.note(), " ")
+			also = strings.TrimPrefix(also+" "+r.channel+"@"+r.pos.String(), " ")
 		}
 	}
 	w.older = append(w.older, p.call)

@@ -131,7 +131,7 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	}
 	mark := position.Fingerprint(id)
 	for i, c := range channels {
-		p.records[i] = record{name: b.log.name(c), kind: c.Kind(), mark: mark}
+		p.records[i] = record{channel: c.String(), mark: mark}
 	}
 	err := p.run(ctx)
 	if err == nil {
@@ -181,7 +181,7 @@ func (p *publication) recall(known map[string]position.Position) {
 	n := 0
 	for _, have := range []bool{true, false} {
 		for i, r := range records {
-			pos, ok := known[r.name]
+			pos, ok := known[r.channel]
 			if ok != have {
 				continue
 			}
@@ -222,7 +222,7 @@ func (p *publication) commitAll(ctx context.Context) error {
 				return r.err
 			}
 		}
-		_, also = c.pending()
+		_, also = c.pending(p.bus.log)
 	}
 	return nil
 }
@@ -297,7 +297,7 @@ func (p *publication) receipt() Receipt {
 	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
 	for i := range p.records {
 		receipt.Repeated = receipt.Repeated && p.records[i].again
-		names[i] = p.records[i].name
+		names[i] = p.bus.log.name(p.records[i].channel)
 	}
 	key := position.NewKey(names)
 	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.records[i].pos }))}

@@ -35,9 +35,10 @@ func (r *reader) ring() {
 
 // A lane is a reader's way through one channel.
 type lane struct {
-	tail  *tail
-	place place
-	view  view // entries to take next
+	tail    *tail
+	channel Channel
+	place   place
+	view    view // entries to take next
 
 	// What is before the place and was not delivered from here: see once.go.
 	began position.Position // where the subscription began, zero if by a cursor
@@ -189,7 +190,7 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 
 // gap is what a reader is told when a lane has passed over something.
 func (r *reader) gap(l *lane, from position.Position, reason position.Reason) *GapError {
-	return &GapError{Channel: l.tail.channel, Reason: GapReason(reason), From: positionOf(from), Cursor: r.cursor()}
+	return &GapError{Channel: l.channel, Reason: GapReason(reason), From: positionOf(from), Cursor: r.cursor()}
 }
 
 // older tells whether the next event of l happened before that of m.

@@ -147,7 +147,7 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 				}
 				found := st.event(e)
 				ev := eventOf(&found)
-				ev.Payload, ev.Channel = bytes.Clone(ev.Payload), st.lane.tail.channel
+				ev.Payload, ev.Channel = bytes.Clone(ev.Payload), st.lane.channel
 				if len(r.lanes) > 1 || e.foreign {
 					ev.Cursor = r.cursor()
 				} else {

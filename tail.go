@@ -18,8 +18,8 @@ import (
 // the log otherwise. What is in a tail is contiguous: where the log itself is
 // not, the tail starts anew and its readers find out in the log what they miss.
 type tail struct {
-	channel Channel
-	name    string // as Redis knows it
+	channel string
+	name    string // of the channel in Redis
 	key     position.Key
 	onBad   func(error)  // is given what cannot be read
 	spawn   func(func()) // starts a goroutine
@@ -64,9 +64,9 @@ const (
 	heldEvents = 512
 )
 
-func newTail(c Channel, name string, onBad func(error), spawn func(func())) *tail {
+func newTail(channel, name string, onBad func(error), spawn func(func())) *tail {
 	return &tail{
-		channel: c, name: name, onBad: onBad, spawn: spawn,
+		channel: channel, name: name, onBad: onBad, spawn: spawn,
 		key:    position.NewKey([]string{name}),
 		opened: make(chan struct{}),
 		since:  time.Now(),
