@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // walk begins a subscription and gives the error that it ends with. It returns once the

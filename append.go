@@ -26,7 +26,7 @@ type record struct {
 
 // settled reports whether another attempt would change nothing.
 func (r *record) settled() bool {
-	return !r.pos.IsZero() || r.err != nil && !errors.Is(r.err, ErrUnavailable)
+	return !r.pos.IsZero() || r.err != nil && !errors.Is(r.err, errUnavailable)
 }
 
 // A commit is one event on its way into logs that one call can reach.

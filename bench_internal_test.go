@@ -4,15 +4,12 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redistest"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -171,51 +168,6 @@ func BenchmarkPage(b *testing.B) {
 			b.Fatal(err)
 		}
 		encode(tl.key, lp)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
-}
-
-// BenchmarkAppend appends events to one log in calls of 1 and 128, on a real Redis.
-func BenchmarkAppend(b *testing.B) {
-	for _, n := range []int{1, 128} {
-		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
-			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
-			defer rdb.Close()
-			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
-			commits := make([]*commit, n)
-			b.ReportAllocs()
-			for number := int64(1); b.Loop(); number++ {
-				for i := range commits {
-					ev := benchWire(b)
-					commits[i] = &commit{id: ev.ID, event: ev.AppendJSON(nil), done: make(chan struct{}),
-						records: []record{{channel: ProjectChannel(benchProject).String()}}}
-				}
-				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
-					b.Fatal("not settled")
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
-		})
-	}
-}
-
-// BenchmarkRead reads pages of 256 events from a real Redis.
-func BenchmarkRead(b *testing.B) {
-	rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
-	defer rdb.Close()
-	ctx, name := context.Background(), ProjectChannel(benchProject).String()
-	for i := range 2 * pageEvents {
-		ev := benchWire(b)
-		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
-	}
-	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
-	r := readRequest{channel: name, from: position.Position{Epoch: 1700000000000, Seq: pageEvents}, count: pageEvents}
-	b.ReportAllocs()
-	for b.Loop() {
-		page, err := l.read(ctx, r)
-		if err != nil || len(page.Entries) != pageEvents {
-			b.Fatal(err)
-		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }

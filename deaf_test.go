@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // TestOldMasterThatStillAnswersIsNoticed leaves the feed on a server that answers every

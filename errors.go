@@ -20,7 +20,7 @@ var (
 
 	// ErrUnavailable is wrapped by errors that say that Redis could not be
 	// reached or did not answer in time; trying again later may help.
-	ErrUnavailable = errors.New("redis is not available")
+	ErrUnavailable = errUnavailable
 
 	// ErrRevoked ends a subscription whose identity was given to [Bus.Revoke].
 	ErrRevoked = errors.New("eventbus: the reader was revoked")
@@ -30,7 +30,7 @@ var (
 
 	// ErrUnsupported is wrapped by the error of [New] for a Redis that
 	// cannot do what the bus needs; the message says what to change.
-	ErrUnsupported = errors.New("redis cannot be used")
+	ErrUnsupported = errUnsupported
 )
 
 // A FieldError says what is wrong with one field.

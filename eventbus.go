@@ -88,7 +88,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b := &Bus{
 		options:   o,
-		log:       &redisLog{client: client, prefix: o.prefix, sharded: o.sharded, epochs: make(map[string]int64)},
+		log:       newLog(client, o.prefix, o.sharded, o.keep),
 		logs:      pace.NewWarner(o.logger),
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
@@ -97,7 +97,6 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		empty:     make(chan struct{}),
 		watches:   make(chan struct{}),
 	}
-	b.log.retention = b.options.keep
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.commits.bus = b
 	b.feed = newFeed(b)

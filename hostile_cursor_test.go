@@ -25,7 +25,7 @@ import (
 
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/embedded"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // A forged cursor is written by somebody who has read cursor.go: byte for byte as the

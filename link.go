@@ -80,7 +80,7 @@ func (l *link) giveBack() {
 	if l.node == "" {
 		return
 	}
-	f.log.cluster.ReloadState(f.bus.ctx)
+	f.log.reload(f.bus.ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, carrier := range f.carrier {

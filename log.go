@@ -48,6 +48,19 @@ type redisLog struct {
 	epochs map[string]int64 // the last epoch that this process has seen, by channel
 }
 
+// newLog makes the Redis side. A log of a kind keeps so many events, 0 for all, for this time after its
+// last use, 0 for ever.
+func newLog(client client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *redisLog {
+	return &redisLog{client: client, prefix: prefix, sharded: sharded, retention: retention, epochs: make(map[string]int64)}
+}
+
+// reload says that the nodes of a cluster may have changed.
+func (l *redisLog) reload(ctx context.Context) {
+	if l.cluster != nil {
+		l.cluster.ReloadState(ctx)
+	}
+}
+
 // maxEpochs bounds the epochs that are remembered.
 const maxEpochs = 16384
 
@@ -145,7 +158,7 @@ func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + 
 // replyError makes an error of what a command inside a script answered.
 func replyError(reply string) error {
 	if temporaryReply(reply) {
-		return fmt.Errorf("%w: %s", ErrUnavailable, reply)
+		return fmt.Errorf("%w: %s", errUnavailable, reply)
 	}
 	return errors.New(reply)
 }
@@ -154,13 +167,11 @@ func replyError(reply string) error {
 // which go-redis would find out within a minute if it were not told.
 func (l *redisLog) unavailable(err error) error {
 	err = withoutArguments(err)
-	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
+	if err == nil || errors.Is(err, errUnavailable) || !temporary(err) {
 		return err
 	}
-	if l.cluster != nil {
-		l.cluster.ReloadState(context.Background())
-	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	l.reload(context.Background())
+	return fmt.Errorf("%w: %w", errUnavailable, err)
 }
 
 // A search for an event looks at so many entries and bytes, in steps that do not hold Redis up.
@@ -208,7 +219,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 		_, err = s.run(ctx, l.client, []string{key("a"), key("a") + "h"}, l.publish())
 	}
 	if _, ok := l.client.(shardedClient); err == nil && l.sharded && (!ok || l.perChannel && l.cluster == nil) {
-		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", ErrUnsupported)
+		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", errUnsupported)
 	}
 	if err == nil {
 		return nil
@@ -216,7 +227,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	err = withoutArguments(err)
 	var server redis.Error
 	if !errors.As(err, &server) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	advice := ""
 	switch text := err.Error(); {
@@ -228,9 +239,9 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "position.Unknown redis command"), strings.Contains(text, "position.Unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", errUnavailable, err)
 	default:
-		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		return fmt.Errorf("%w: %w", errUnsupported, err)
 	}
-	return fmt.Errorf("%w: %s (%w)", ErrUnsupported, advice, err)
+	return fmt.Errorf("%w: %s (%w)", errUnsupported, advice, err)
 }

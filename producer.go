@@ -125,7 +125,7 @@ func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool
 		}
 		tried := time.Since(began)
 		if calls = slices.DeleteFunc(calls, func(c *appendCall) bool {
-			return c.giveUp(tried > commitPatience, tried > q.bus.options.publishTimeout/2)
+			return giveUp(c, tried > commitPatience, tried > q.bus.options.publishTimeout/2)
 		}); len(calls) == 0 {
 			return nil
 		}
@@ -147,7 +147,7 @@ func unsettled(calls []*appendCall) (n int) {
 
 // giveUp ends a call: when it is late, or when it is tiring, or nobody waits, and it has certainly not
 // run. Its commits keep the error of the last attempt.
-func (c *appendCall) giveUp(late, tiring bool) bool {
+func giveUp(c *appendCall, late, tiring bool) bool {
 	awaited := slices.ContainsFunc(c.commits, func(c *commit) bool { return c.callers.Load() > 0 })
 	if !late && (c.lost || awaited && !tiring) {
 		return false

@@ -3,7 +3,6 @@ package eventbus
 import (
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -17,11 +16,12 @@ import (
 
 	"github.com/syndarix/eventbus/embedded"
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
+	"github.com/syndarix/eventbus/internal/testing/sample"
 )
 
 // newTestLog is a log side without a bus.
-func newTestLog(client Client) *redisLog {
+func newTestLog(client client) *redisLog {
 	return &redisLog{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
 }
 
@@ -36,9 +36,8 @@ func eachServer(t *testing.T, test func(t *testing.T, client *redis.Client)) {
 
 // newCommit is an event on its way into logs.
 func newCommit(t require.TestingT, idempotent bool, names ...string) *commit {
-	ev, err := NewEvent(benchProject, System(), benchPayload)
-	require.NoError(t, err)
-	c := &commit{id: ev.ID, event: ev.wire().AppendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
+	ev := sample.Event()
+	c := &commit{id: ev.ID, event: ev.AppendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
 	for _, name := range names {
 		c.records = append(c.records, record{channel: name, mark: position.Fingerprint(c.id)})
 	}
@@ -438,64 +437,6 @@ func TestProducersAgainstAModel(t *testing.T) {
 	})
 }
 
-// An answering client gives what it is told to as the answers to calls of append.lua.
-type answering struct {
-	Client
-	answers []any // replies, or errors
-}
-
-func (c *answering) Process(_ context.Context, cmd redis.Cmder) error {
-	answer := c.answers[0]
-	c.answers = c.answers[1:]
-	if err, ok := answer.(error); ok {
-		return err
-	}
-	cmd.(onceCmd).SetVal(answer)
-	return nil
-}
-
-// newQueue is a queue whose calls get these answers.
-func newQueue(answers ...any) *commitQueue {
-	o := defaults()
-	o.publishTimeout = time.Minute
-	return &commitQueue{bus: &Bus{options: o, log: newTestLog(&answering{answers: answers})}}
-}
-
-// TestOneChannelHoldsUpNobody: where Redis has settled a part of a call, the rest goes on by itself.
-func TestOneChannelHoldsUpNobody(t *testing.T) {
-	q := newQueue([]any{"+5-1", "!OOM"}, []any{"!OOM"}, []any{"+6-1"})
-	commits := []*commit{newCommit(t, false, "project:p"), newCommit(t, false, "agent:a")}
-	for _, c := range commits {
-		c.callers.Add(1)
-	}
-	left := q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, slices.Clone(commits)), true)
-	require.Len(t, left, 1)
-	require.True(t, isClosed(commits[0].done))
-	require.False(t, isClosed(commits[1].done))
-	require.Nil(t, q.settle(t.Context(), left, false))
-	require.True(t, isClosed(commits[1].done))
-	require.NoError(t, commits[1].records[0].err)
-	require.Equal(t, "6-1", commits[1].records[0].pos.String())
-	require.EqualValues(t, 1, q.bus.stats.retries.Load())
-}
-
-// TestCallsThatNobodyWaitsFor are given up where they certainly have not run, and go on where they may
-// have.
-func TestCallsThatNobodyWaitsFor(t *testing.T) {
-	q := newQueue([]any{"!OOM"})
-	c := newCommit(t, false, "project:p")
-	require.Nil(t, q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
-	require.True(t, isClosed(c.done))
-	require.True(t, c.records[0].sure)
-	require.ErrorIs(t, c.records[0].err, ErrUnavailable)
-
-	q = newQueue(io.EOF, []any{"!OOM"}, []any{"=5-1"})
-	c = newCommit(t, false, "project:p")
-	require.Nil(t, q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
-	require.NoError(t, c.records[0].err)
-	require.True(t, c.records[0].again)
-}
-
 // TestWhatWasAnsweredForGoodIsNotTriedAgain, though another part of its call is.
 func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
@@ -514,5 +455,150 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 		require.NoError(t, commits[1].records[0].err)
 		require.Empty(t, idsIn(client, bad))
 		require.Error(t, commits[0].records[0].err)
+	})
+}
+
+// Whatever Redis answers to an append, it is a position, or an error that says whether
+// the log has the event.
+func FuzzParseAppended(f *testing.F) {
+	for _, reply := range []string{"", "+", "=", "!", "~", "+1-1", "=281474976710655-9007199254740991", "+281474976710656-1", "+1-1\n", "!OOM", "~READONLY x", "1-1", "+1--1", "-", "=1-1 project:x@1-1", "=1-1  "} {
+		f.Add(reply, "id", uint8(0))
+		f.Add(reply, "", uint8(1))
+		f.Add(reply, "", uint8(6))
+	}
+	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
+		records := []*record{{mark: position.Fingerprint(id)}, {mark: position.Fingerprint(id + "2")}}
+		c := logCall{records: records}
+		var any any = reply
+		if odd%2 == 1 {
+			any = []byte(reply)
+		}
+		c.settle(any, false)
+		lines := strings.Split(reply, "\n")
+		for n, r := range records {
+			if odd%2 == 1 || len(lines) == 1 && !strings.HasPrefix(reply, "+") || len(lines) > 2 {
+				require.Error(t, r.err)
+				require.False(t, r.sure)
+				continue
+			}
+			line := lines[n%len(lines)]
+			if r.err == nil {
+				require.Contains(t, "+=", line[:1])
+				require.Equal(t, line[:1] == "=", r.again)
+				require.Equal(t, r.mark, r.pos.Mark)
+				require.Positive(t, r.pos.Epoch)
+				continue
+			}
+			require.Equal(t, line != "" && line[0] == '!', r.sure, "only a refusal is certain")
+		}
+		if len(lines) == 1 && records[0].err == nil {
+			require.Equal(t, records[0].pos.Seq+1, records[1].pos.Seq, "they follow one another")
+		}
+	})
+}
+
+// BenchmarkAppend appends events to one log in calls of 1 and 128, on a real Redis.
+func BenchmarkAppend(b *testing.B) {
+	for _, n := range []int{1, 128} {
+		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
+			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
+			defer rdb.Close()
+			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
+			commits := make([]*commit, n)
+			b.ReportAllocs()
+			for number := int64(1); b.Loop(); number++ {
+				for i := range commits {
+					ev := sample.Event()
+					commits[i] = &commit{id: ev.ID, event: ev.AppendJSON(nil), done: make(chan struct{}),
+						records: []record{{channel: "project:p"}}}
+				}
+				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
+					b.Fatal("not settled")
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
+		})
+	}
+}
+
+// BenchmarkRead reads pages of 256 events from a real Redis.
+func BenchmarkRead(b *testing.B) {
+	rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
+	defer rdb.Close()
+	ctx, name := context.Background(), "project:p"
+	for i := range 2 * 256 {
+		ev := sample.Event()
+		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
+	}
+	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
+	r := readRequest{channel: name, from: position.Position{Epoch: 1700000000000, Seq: 256}, count: 256}
+	b.ReportAllocs()
+	for b.Loop() {
+		page, err := l.read(ctx, r)
+		if err != nil || len(page.Entries) != 256 {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/256, "ns/event")
+}
+
+// Whatever Redis answers to a read, it is refused, or is a page that every reader can
+// go on in: at a place that does not move again.
+func FuzzParsePage(f *testing.F) {
+	const event = `{"id":"550e8400-e29b-41d4-a716-446655440000","type":"a.b"}`
+	f.Add("100000-3", "100000-1", "x", "100000-2", event, "", "100000-3", "garbage", "project:x@1-1 y", int64(100000), int64(2), uint8(0))
+	f.Add("100000-0", "", "", "", "", "", "", "", "", int64(0), int64(0), uint8(1))
+	f.Add("300000-0", "", "", "300000-0", `{"id":"`, "@", "300000-0", "", "@@ @", int64(300000), int64(1), uint8(0))
+	f.Add("281474976710655-9007199254740991", "281474976710655-9007199254740991", "\xff", "281474976710655-9007199254740991", "", "", "1-1", "", "", int64(position.MaxEpoch), int64(position.MaxSeq), uint8(2))
+	f.Add("5-5", "5-9", "", "5-9", "", "", "5-1", "", "", int64(5), int64(3), uint8(3))
+	f.Fuzz(func(t *testing.T, last, first, id, at1, event1, also1, at2, event2, also2 string, epoch, seq int64, odd uint8) {
+		entry := func(at, event, also string) any { return []any{at, []any{"event", event, "also", also}} }
+		reply := []any{last, first, id, []any{entry(at1, event1, also1), entry(at2, event2, also2)}}
+		switch n := int(odd/8) % len(reply); odd % 8 { // what no script of ours gives
+		case 1:
+			reply = reply[:n]
+		case 2:
+			reply[n] = nil
+		case 3:
+			reply[n] = int64(odd)
+		case 4:
+			reply[3] = []any{[]any{at1, event1}, []any{at2}, at2}
+		case 5:
+			reply[3] = []any{[]any{at1, []any{"event"}}, []any{at2, []any{int64(1), event2}}}
+		}
+		asked := position.Position{Epoch: epoch, Seq: seq}
+		page, err := parsePage(asked, reply)
+		if err != nil {
+			require.Nil(t, page)
+			return
+		}
+		require.LessOrEqual(t, len(page.Entries), 2)
+		known := []position.Position{{}, position.Unknown, asked, page.Origin(), page.Last, page.First}
+		for _, e := range page.Entries {
+			require.True(t, e.Pos.Epoch > 0 && e.Pos.Epoch <= position.MaxEpoch && e.Pos.Seq >= 0 && e.Pos.Seq <= position.MaxSeq && e.Pos.Mark != 0, "%+v", e.Pos)
+			known = append(known, e.Pos)
+		}
+		// The rest is what read.lua vouches for: one epoch, no number 0, in order, and one
+		// id for the newest entry.
+		log := page.First.IsZero() || page.First.Epoch == page.Last.Epoch && page.First.Seq > 0 && page.First.Seq <= page.Last.Seq
+		before := page.First
+		for _, e := range page.Entries {
+			log = log && e.Pos.Epoch == page.Last.Epoch && !page.First.IsZero() && e.Pos.Seq >= before.Seq && e.Pos.Seq <= page.Last.Seq
+			before = position.Position{Epoch: e.Pos.Epoch, Seq: e.Pos.Seq + 1}
+			log = log && (e.Pos.Seq != page.Last.Seq || e.Pos.Same(page.Last))
+		}
+		for _, pos := range known {
+			start, _ := page.Resume(pos)
+			page.After(start)
+			if !log || start.IsZero() {
+				continue
+			}
+			again, gap := page.Resume(start)
+			if gap != "" { // behind a hole, there may be another one
+				again, gap = page.Resume(again)
+				require.Empty(t, gap)
+			}
+			require.GreaterOrEqual(t, again.Seq, start.Seq)
+		}
 	})
 }

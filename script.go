@@ -12,6 +12,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+var (
+	// errUnavailable is wrapped by errors that trying again may mend.
+	errUnavailable = errors.New("eventbus: redis is not available")
+	// errUnsupported is wrapped by errors of the probe that only a change of the server can mend.
+	errUnsupported = errors.New("eventbus: redis cannot be used")
+)
+
 // A script is Lua that Redis keeps under the SHA-1 of its text.
 type script struct{ source, sha string }
 

@@ -23,7 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // Every secret of these tests has this in it, and none of it is a word.

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
-	"github.com/syndarix/eventbus/internal/redistest"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // eventually waits for a condition that must come about, however slow the machine is.
