@@ -212,8 +212,9 @@ func (l *redisLog) settle(c *appendCall, cmd *redis.Cmd) *appendCall {
 	switch {
 	case len(c.commits) == 0:
 		return nil
-	case len(c.commits) < before:
-		// What was answered for good must not be tried again.
+	case len(c.commits) < before && !c.lost:
+		// What was answered for good must not be tried again. (Where an attempt was lost, it may
+		// still come, so the number must stay: then all of the call is repeated.)
 		return l.newAppendCall(c.producer, c.number+1, c.commits)
 	}
 	return c

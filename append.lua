@@ -132,7 +132,7 @@ end
 -- A log that is lost alone leaves a hash that speaks of what is not there.
 local function verify(log)
   log.verified = true
-  if log.err or pcall('EXISTS', log.key) == 1 then return end
+  if log.err or pcall('EXISTS', log.key) ~= 0 then return end -- an error is no word that it is gone
   reopen(log)
   log.answer = nil
 end

@@ -41,11 +41,11 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 	for _, c := range commits {
 		c.callers.Add(1)
 	}
-	left := q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, slices.Clone(commits)), true)
+	left := q.settle(t.Context(), time.Now(), q.bus.log.newAppendCalls("one", 1, slices.Clone(commits)), true)
 	require.Len(t, left, 1)
 	require.True(t, isClosed(commits[0].done))
 	require.False(t, isClosed(commits[1].done))
-	require.Nil(t, q.settle(t.Context(), left, false))
+	require.Nil(t, q.settle(t.Context(), time.Now(), left, false))
 	require.True(t, isClosed(commits[1].done))
 	require.NoError(t, commits[1].records[0].err)
 	require.Equal(t, "6-1", commits[1].records[0].pos.String())
@@ -57,14 +57,14 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 func TestCallsThatNobodyWaitsFor(t *testing.T) {
 	q := newQueue([]any{"!OOM"})
 	c := newCommit(t, false, "project:p")
-	require.Nil(t, q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
 	require.True(t, isClosed(c.done))
 	require.True(t, c.records[0].sure)
 	require.ErrorIs(t, c.records[0].err, ErrUnavailable)
 
 	q = newQueue(io.EOF, []any{"!OOM"}, []any{"=5-1"})
 	c = newCommit(t, false, "project:p")
-	require.Nil(t, q.settle(t.Context(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.bus.log.newAppendCalls("one", 1, []*commit{c}), true))
 	require.NoError(t, c.records[0].err)
 	require.True(t, c.records[0].again)
 }

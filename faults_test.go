@@ -6,6 +6,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -992,4 +994,58 @@ func TestResumeWhileRedisIsAway(t *testing.T) {
 	require.NoError(t, bus.Publish(ctx, message(t, project, "5")))
 	second.count(6)
 	second.exactly(countTo(0, 6), 0)
+}
+
+// A readFault makes reads of one log fail.
+type readFault struct {
+	key   atomic.Pointer[string]
+	reads atomic.Int64
+}
+
+func (f *readFault) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (f *readFault) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+func (f *readFault) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if key := f.key.Load(); key != nil && slices.Contains(cmd.Args(), any(*key)) {
+			f.reads.Add(1)
+			cmd.SetErr(io.ErrUnexpectedEOF)
+			return cmd.Err()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// TestALogThatCannotBeReadHoldsUpNoOther channel of the same subscription.
+func TestALogThatCannotBeReadHoldsUpNoOther(t *testing.T) {
+	client, fault := onMiniredis(t), &readFault{}
+	client.AddHook(fault)
+	bus := newBus(t, client, quiet())
+	good, bad := uuid.New(), uuid.New()
+	channels := []eventbus.Channel{eventbus.ProjectChannel(good), eventbus.ProjectChannel(bad)}
+	cursor, err := bus.Cursor(deadline(t), channels...)
+	require.NoError(t, err)
+	for range 3 { // behind the cursor, and before the tail
+		require.NoError(t, bus.Publish(deadline(t), message(t, bad, "missed")))
+	}
+	key := "eventbus:log:{" + channels[1].String() + "}"
+	fault.key.Store(&key)
+	const events = 300
+	go func() {
+		for range events {
+			if bus.Publish(deadline(t), message(t, good, "x")) != nil {
+				return
+			}
+		}
+	}()
+	got := 0
+	for ev, err := range bus.SubscribeWith(deadline(t), eventbus.Subscription{Channels: channels, After: cursor}) {
+		require.NoError(t, err)
+		require.Equal(t, good, ev.ProjectID)
+		if got++; got == events {
+			break
+		}
+	}
+	require.Less(t, fault.reads.Load(), int64(events/3))
 }

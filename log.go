@@ -205,6 +205,10 @@ func (l *redisLog) find(ctx context.Context, channel, id string) (position.Posit
 	return position.Position{}, false, nil
 }
 
+// commands are those that the bus needs.
+const commands = "EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, EXISTS, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, " +
+	"PEXPIRE, PERSIST, PTTL, TIME, DEL, PING, PUBLISH, SUBSCRIBE and UNSUBSCRIBE"
+
 //go:embed probe.lua
 var probeSource string
 
@@ -234,8 +238,7 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "READONLY"):
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
-		advice = "the ACL user needs EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, PEXPIRE, PERSIST, PTTL, TIME, DEL, " +
-			"PUBLISH, SUBSCRIBE and UNSUBSCRIBE (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE) and PING, on keys eventbus:* and on the channels"
+		advice = "the ACL user needs " + commands + " (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE), on keys eventbus:* and on the channels"
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "position.Unknown redis command"), strings.Contains(text, "position.Unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):

@@ -80,7 +80,7 @@ func (f *feed) mend(ctx context.Context) {
 			failed, retried = nil, failed
 		case now := <-care.C:
 			f.dropCold(now)
-			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 })...)
+			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 && !slices.Contains(failed, t) })...)
 		case <-compare.C:
 			// What a connection that looks alive has not brought is in the logs.
 			// So that their logs live on, this takes in tails that only stay warm.

@@ -129,10 +129,13 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 		l := r.lanes[i]
 		if e != nil {
 			l.place.pos, l.began, l.hole = e.Pos, e.Began, e.Hole
-		} else if end, err := l.tail.logEnd(ctx); err == nil {
-			// The tail may be behind: other channels may have brought what is on its way to it.
-			l.place.pos, l.began = end, end
+			continue
 		}
+		// The tail may be behind: other channels may have brought what is on its way to it.
+		if l.place.pos, err = l.tail.logEnd(ctx); err != nil {
+			return err
+		}
+		l.began = l.place.pos
 	}
 	return context.Cause(ctx)
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 )
 
@@ -83,22 +84,25 @@ func (t *tail) after(ctx context.Context, pos position.Position) (view, position
 	}
 }
 
-// logEnd asks where the log ends now.
+// logEnd asks where the log ends now, until there is an answer.
 func (t *tail) logEnd(ctx context.Context) (position.Position, error) {
-	type answer struct {
-		page *position.Page
-		err  error
-	}
-	answers := make(chan answer, 1)
-	t.pages.read(readRequest{channel: t.channel}, func(lp *position.Page, err error) { answers <- answer{lp, err} })
-	select {
-	case a := <-answers:
-		if a.err != nil {
-			return position.Position{}, a.err
+	var retry pace.Backoff
+	for {
+		answers := make(chan *position.Page, 1)
+		t.pages.read(readRequest{channel: t.channel}, func(lp *position.Page, _ error) { answers <- lp })
+		select {
+		case page := <-answers:
+			if page != nil {
+				return page.Last, nil
+			}
+		case <-ctx.Done():
+			return position.Position{}, context.Cause(ctx)
 		}
-		return a.page.Last, nil
-	case <-ctx.Done():
-		return position.Position{}, context.Cause(ctx)
+		select {
+		case <-retry.After():
+		case <-ctx.Done():
+			return position.Position{}, context.Cause(ctx)
+		}
 	}
 }
 

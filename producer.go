@@ -99,21 +99,21 @@ func (q *commitQueue) work(ctx context.Context) {
 				break
 			}
 			number++
-			if left := q.settle(ctx, q.bus.log.newAppendCalls(id, number, batch), true); left != nil {
+			began := time.Now()
+			if left := q.settle(ctx, began, q.bus.log.newAppendCalls(id, number, batch), true); left != nil {
 				// One channel must not hold up a node: what is left goes on by itself, as the last
 				// call of this producer, and the worker is another one from now on.
-				q.bus.spawn(func() { q.settle(ctx, left, false) })
+				q.bus.spawn(func() { q.settle(ctx, began, left, false) })
 				id, number = rand.Text(), 0
 			}
 		}
 	}
 }
 
-// settle repeats calls until it is known what became of their commits. If part says so, it gives
+// settle repeats calls, which began then, until it is known what became of their commits. If part says so, it gives
 // back what is left as soon as Redis has settled a part of them, or only moves their slots.
-func (q *commitQueue) settle(ctx context.Context, calls []*appendCall, part bool) (left []*appendCall) {
+func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*appendCall, part bool) (left []*appendCall) {
 	var retry pace.Backoff
-	began := time.Now()
 	for {
 		before := unsettled(calls)
 		if calls = q.bus.log.send(ctx, calls); len(calls) == 0 {

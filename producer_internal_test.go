@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -601,4 +602,50 @@ func FuzzParsePage(f *testing.F) {
 			require.GreaterOrEqual(t, again.Seq, start.Seq)
 		}
 	})
+}
+
+// TestTheAdvisedCommandsAreEnough, also to repeat a call.
+func TestTheAdvisedCommandsAreEnough(t *testing.T) {
+	admin, ctx := redistest.Start(t).Client(t), context.Background()
+	args := []any{"ACL", "SETUSER", "bus", "on", ">pw", "~eventbus:*", "&*"}
+	for _, name := range regexp.MustCompile(`[A-Z]+`).FindAllString(commands, -1) {
+		args = append(args, "+"+name)
+	}
+	require.NoError(t, admin.Do(ctx, args...).Err())
+	options := *admin.Options()
+	options.Username, options.Password = "bus", "pw"
+	client := redis.NewClient(&options)
+	defer client.Close()
+	l := newTestLog(client)
+	require.NoError(t, l.probe(ctx))
+	const name = "project:p"
+	call := l.newAppendCall("one", 1, []*commit{newCommit(t, false, name)})
+	repeated := call.scriptCall
+	require.Empty(t, l.send(ctx, []*appendCall{call}))
+	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{repeated})[0].Err())
+	require.EqualValues(t, 1, admin.XLen(ctx, logKey(name)).Val())
+}
+
+// TestALostAttemptThatComesLate: of its call, one part is answered for good, and the rest repeated.
+func TestALostAttemptThatComesLate(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	ctx, l := context.Background(), newTestLog(client)
+	const good, bad = "project:good", "project:bad"
+	require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
+	require.NoError(t, client.ScriptLoad(ctx, appendScript.source).Err())
+	g, b := newCommit(t, false, good), newCommit(t, false, bad)
+	call := l.newAppendCall("one", 7, []*commit{g, b})
+	late := call.scriptCall
+	call.lost = true // the first attempt is on its way
+
+	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "1").Err())
+	left := l.send(ctx, []*appendCall{call})
+	require.Len(t, left, 1)
+	require.Len(t, l.send(ctx, slices.Clone(left)), 1)
+	require.False(t, g.records[0].sure, "it can still come")
+	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "0").Err())
+	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{late})[0].Err())
+	require.Empty(t, l.send(ctx, left))
+	require.EqualValues(t, 1, client.XLen(ctx, logKey(good)).Val())
+	require.Empty(t, idsIn(client, bad))
 }

@@ -41,9 +41,9 @@ local reply = {last, oldest and oldest[1] or '', id or ''}
 
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or match(from, '^%d+') ~= epoch or match(from, '%d+$') == '0' then from = begin end
-local step = 16 -- few at first, in case they are large: what is read and not returned costs as much
 while count > 0 and bytes > 0 do
-  step = math.min(step, count)
+  -- A short step, in case the next ones are large: what is read and not returned costs as much.
+  local step = math.min(count, 16)
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', step)
   local n, more = #page, #page == step
   for i, entry in ipairs(page) do
@@ -54,6 +54,6 @@ while count > 0 and bytes > 0 do
   for i = n + 1, #page do page[i] = nil end
   if n > 0 then reply[#reply + 1] = page end
   if not more then break end
-  count, step = count - n, step * 2
+  count = count - n
 end
 return reply

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
@@ -48,6 +49,11 @@ type lane struct {
 	// found it that will be, or was, this one of the tail.
 	end     position.Position
 	endRead int // 0: it is known
+
+	// A log that cannot be read is tried again, without holding up the other lanes.
+	failed error
+	retry  pace.Backoff
+	again  time.Time // not before
 }
 
 // A step is what a reader comes upon: a gap, some entries of one lane, or neither
@@ -69,7 +75,6 @@ func (r *reader) wakeOn(ctx context.Context) (stop func() bool) {
 // ends, or ring is called. When the bus drains, it first gives what there is, if drain
 // says so.
 func (r *reader) next(ctx context.Context, drain bool) (step, error) {
-	var retry pace.Backoff
 	for {
 		draining := r.bus.isDraining()
 		if err := r.ended(ctx, draining && !drain); err != nil {
@@ -101,10 +106,20 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 		r.bus.warn("reading a log failed; trying again", err)
 		select {
 		case <-r.waiter:
-		case <-retry.After():
+		case <-time.After(time.Until(r.again())):
 		case <-r.bus.draining:
 		}
 	}
+}
+
+// again is when the next log that could not be read is tried again.
+func (r *reader) again() (at time.Time) {
+	for _, l := range r.lanes {
+		if l.failed != nil && (at.IsZero() || l.again.Before(at)) {
+			at = l.again
+		}
+	}
+	return at
 }
 
 // ended says why there is no more to come, if so.
@@ -164,11 +179,16 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		if !g.behind {
 			return nil, nil
 		}
+		if time.Now().Before(l.again) {
+			return nil, l.failed
+		}
 		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
-		l.place.anyway = err != nil
+		l.place.anyway, l.failed = err != nil, err
 		if err != nil {
+			l.again = time.Now().Add(l.retry.Next())
 			return nil, err
 		}
+		l.retry = pace.Backoff{}
 		from := l.place.pos
 		l.place.pos, l.view = pos, v
 		if from.IsZero() || from == position.Unknown {

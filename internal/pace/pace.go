@@ -28,9 +28,10 @@ func (f Flag) Set() {
 type Backoff struct{ attempts int }
 
 // After gives a channel that fires when the next attempt is due.
-func (b *Backoff) After() <-chan time.Time { return time.After(b.next()) }
+func (b *Backoff) After() <-chan time.Time { return time.After(b.Next()) }
 
-func (b *Backoff) next() time.Duration {
+// Next gives the pause before the next attempt.
+func (b *Backoff) Next() time.Duration {
 	d := min(25*time.Millisecond<<min(b.attempts, 10), time.Second)
 	b.attempts++
 	return d - rand.N(d/2)

@@ -18,45 +18,44 @@ func (s *Schema) Encode(v reflect.Value) (raw json.RawMessage, p rawjson.Faults)
 	if s.custom || len(s.fields) == 0 {
 		return s.encodeWhole(v)
 	}
-	whole := reflect.New(s.typ).Elem()
-	whole.Set(v)
+	b := []byte{'{'}
 	for i := range s.fields {
 		f := &s.fields[i]
-		fv := whole.FieldByIndex(f.index)
+		fv := v.FieldByIndex(f.index)
+		if f.omitZero && fv.IsZero() {
+			continue
+		}
 		if f.required && fv.IsZero() && (f.typ == uuidType || fv.Kind() == reflect.Map) {
 			p.Add(f.name, "is required")
 			continue
 		}
-		checkValue(fv, f.name, 0, p.Add)
-		if fv.IsZero() && !f.omitZero {
-			f.fill(fv)
+		before := len(p)
+		if checkValue(fv, f.name, 0, p.Add); len(p) > before {
+			continue
 		}
-	}
-	if len(p) > 0 {
-		return nil, p
-	}
-	raw, err := rawjson.Marshal(whole.Interface())
-	if err != nil {
-		for i := range s.fields {
-			f := &s.fields[i]
-			if _, err := rawjson.Marshal(whole.FieldByIndex(f.index).Interface()); err != nil {
-				p.Add(f.name, "cannot be written as JSON")
-			}
+		value, err := rawjson.Marshal(f.value(fv))
+		if err != nil {
+			p.Add(f.name, "cannot be written as JSON")
 		}
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(append(rawjson.AppendString(b, f.name), ':'), value...)
 	}
-	return raw, p
+	return append(b, '}'), p
 }
 
-// fill puts in what a zero value means on the wire.
-func (f *schemaField) fill(v reflect.Value) {
+// value gives what the field's value means on the wire.
+func (f *field) value(v reflect.Value) any {
 	switch {
-	case f.fallback != nil:
-		v.Set(reflect.ValueOf(f.fallback))
-	case v.Kind() == reflect.Map:
-		v.Set(reflect.MakeMap(f.typ))
-	case v.Kind() == reflect.Slice && !f.typ.Implements(marshalerType):
-		v.Set(reflect.MakeSlice(f.typ, 0, 0))
+	case v.Kind() == reflect.Slice && v.IsNil():
+		return []struct{}{}
+	case v.Kind() == reflect.Map && v.IsNil():
+		return struct{}{}
+	case f.fallback != nil && v.IsNil():
+		return f.fallback
 	}
+	return v.Interface()
 }
 
 // encodeWhole writes a map, or a type that has its own way to JSON.

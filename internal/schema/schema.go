@@ -21,11 +21,11 @@ import (
 // of them must be there, and what absence means. It is read off the Go type once.
 type Schema struct {
 	typ    reflect.Type
-	fields []schemaField // none when the payload takes any object
-	custom bool          // the type has its own MarshalJSON
+	fields []field // none when the payload takes any object
+	custom bool    // the type has its own MarshalJSON
 }
 
-type schemaField struct {
+type field struct {
 	name     string
 	index    []int
 	typ      reflect.Type
@@ -92,7 +92,7 @@ func Of(t reflect.Type) (*Schema, error) {
 				return nil, fmt.Errorf("field %s: comes from an embedded pointer; embed the struct", f.Name)
 			}
 			_, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-			field := schemaField{
+			field := field{
 				name:     f.json,
 				index:    f.Index,
 				typ:      f.Type,
