@@ -2,14 +2,13 @@ package eventbus
 
 import (
 	"context"
-	"fmt"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -49,7 +48,7 @@ type benchStream struct {
 }
 
 func newBenchStream(tl *tail) *benchStream {
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: position.NewKey([]string{tl.name})}
+	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag(), key: position.NewKey([]string{tl.name})}
 	r.lanes = []*lane{{tail: tl, place: place{waiter: r.waiter, pos: position.Position{Epoch: 1_700_000_000_000, Seq: 0}}}}
 	l := r.lanes[0]
 	l.place.attached, l.place.run, l.place.ord = true, tl.run, tl.first
@@ -152,22 +151,16 @@ func BenchmarkFrame(b *testing.B) {
 	}
 }
 
-// BenchmarkPage parses and encodes a page of a log.
+// BenchmarkPage encodes a page of a log.
 func BenchmarkPage(b *testing.B) {
 	tl, ev := benchTail(b, 0), benchWire(b)
-	data := string(ev.AppendJSON(nil))
-	var list []any
-	for i := range pageEvents {
-		list = append(list, []any{fmt.Sprintf("1700000000000-%d", i+1), []any{"event", data}})
+	var page position.Page
+	for i := range int64(pageEvents) {
+		page.Entries = append(page.Entries, position.LogEntry{Pos: position.Position{Epoch: 1_700_000_000_000, Seq: i + 1}, Event: ev.AppendJSON(nil)})
 	}
-	reply := []any{"1700000000000-1000", "1700000000000-1", ev.ID, list}
 	b.ReportAllocs()
 	for b.Loop() {
-		lp, err := parsePage(position.Position{}, reply)
-		if err != nil {
-			b.Fatal(err)
-		}
-		encode(tl.key, lp)
+		encode(tl.key, &page)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }

@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	_ "embed"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,12 +23,14 @@ import (
 	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
-var (
-	//go:embed begin.lua
-	beginByHand string
-	//go:embed append.lua
-	appendByHand string
-)
+// appendSource is the script that appends.
+func appendSource(t testing.TB) string {
+	begin, err := os.ReadFile("internal/redislog/begin.lua")
+	require.NoError(t, err)
+	rest, err := os.ReadFile("internal/redislog/append.lua")
+	require.NoError(t, err)
+	return string(begin) + string(rest)
+}
 
 // BenchmarkPublish publishes events of about 300 bytes from 1 and 256 goroutines, and
 // in the same run calls the same script through go-redis by hand, once per event.
@@ -42,7 +44,7 @@ func BenchmarkPublish(b *testing.B) {
 			ev := message(b, project, strings.Repeat("x", 40))
 			raw, err := ev.MarshalJSON()
 			require.NoError(b, err)
-			script, name := redis.NewScript(beginByHand+appendByHand), "project:"+uuid.UUID{1}.String()
+			script, name := redis.NewScript(appendSource(b)), "project:"+uuid.UUID{1}.String()
 			type producer struct {
 				id    string
 				calls int

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // Errors that callers branch on with [errors.Is].
@@ -20,7 +21,7 @@ var (
 
 	// ErrUnavailable is wrapped by errors that say that Redis could not be
 	// reached or did not answer in time; trying again later may help.
-	ErrUnavailable = errUnavailable
+	ErrUnavailable = redislog.ErrUnavailable
 
 	// ErrRevoked ends a subscription whose identity was given to [Bus.Revoke].
 	ErrRevoked = errors.New("eventbus: the reader was revoked")
@@ -30,7 +31,7 @@ var (
 
 	// ErrUnsupported is wrapped by the error of [New] for a Redis that
 	// cannot do what the bus needs; the message says what to change.
-	ErrUnsupported = errUnsupported
+	ErrUnsupported = redislog.ErrUnsupported
 )
 
 // A FieldError says what is wrong with one field.

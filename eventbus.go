@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
@@ -27,7 +28,7 @@ type Client interface {
 // methods are safe for concurrent use.
 type Bus struct {
 	options options
-	log     *redisLog
+	log     *redislog.Log
 	feed    *feed
 	commits commits
 	logs    *pace.Warner
@@ -88,7 +89,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b := &Bus{
 		options:   o,
-		log:       newLog(client, o.prefix, o.sharded, o.keep),
+		log:       redislog.New(client, o.prefix, o.sharded, o.keep),
 		logs:      pace.NewWarner(o.logger),
 		searching: make(chan struct{}, 1),
 		draining:  make(chan struct{}),
@@ -104,7 +105,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, checkTimeout)
 	defer cancel()
 	probed := make(chan error, 1)
-	go func() { probed <- b.log.probe(ctx) }()
+	go func() { probed <- b.log.Probe(ctx) }()
 	var err error
 	select {
 	case err = <-probed:
@@ -274,10 +275,10 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 		return Cursor{}, ErrClosed
 	}
 	defer b.leave()
-	names, requests := make([]string, len(sub.Channels)), make([]readRequest, len(sub.Channels))
+	names, requests := make([]string, len(sub.Channels)), make([]redislog.Request, len(sub.Channels))
 	for i, c := range sub.Channels {
-		names[i] = b.log.name(c.String())
-		requests[i] = readRequest{channel: c.String()}
+		names[i] = b.log.Name(c.String())
+		requests[i] = redislog.Request{Channel: c.String()}
 	}
 	heads, err := b.heads(ctx, requests)
 	if err != nil {
@@ -288,14 +289,14 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 }
 
 // heads asks Redis where logs end now.
-func (b *Bus) heads(ctx context.Context, requests []readRequest) ([]position.Position, error) {
+func (b *Bus) heads(ctx context.Context, requests []redislog.Request) ([]position.Position, error) {
 	type answer struct {
 		pages []*position.Page
 		errs  []error
 	}
 	answers := make(chan answer, 1)
 	b.spawn(func() {
-		pages, errs := b.log.readMany(b.ctx, requests)
+		pages, errs := b.log.ReadMany(b.ctx, requests)
 		answers <- answer{pages, errs}
 	})
 	select {
@@ -386,7 +387,7 @@ func (b *Bus) Stats() Stats {
 }
 
 // warn logs what needs attention, once per burst.
-func (b *Bus) warn(message string, err error) { b.logs.Warn(message, withoutArguments(err)) }
+func (b *Bus) warn(message string, err error) { b.logs.Warn(message, redislog.WithoutArguments(err)) }
 
 // unreadable counts and logs something on a channel or in a log that is no event.
 func (b *Bus) unreadable(err error) {

@@ -181,8 +181,8 @@ func TestErrorInMidScript(t *testing.T) {
 
 // readScript is the text of the script that reads logs.
 func readScript() []byte {
-	begin, _ := os.ReadFile("begin.lua")
-	read, _ := os.ReadFile("read.lua")
+	begin, _ := os.ReadFile("internal/redislog/begin.lua")
+	read, _ := os.ReadFile("internal/redislog/read.lua")
 	return append(begin, read...)
 }
 

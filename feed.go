@@ -8,6 +8,7 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
@@ -20,7 +21,7 @@ import (
 //	mend     hands tails to be filled to a worker for each node, drops cold ones
 type feed struct {
 	bus *Bus
-	log *redisLog
+	log *redislog.Log
 
 	mu    sync.RWMutex // guards following, and what links say it does
 	tail  map[string]*tail
@@ -54,15 +55,15 @@ func newFeed(b *Bus) *feed {
 
 // acquire gives the channel's tail, for a reader that will release it.
 func (f *feed) acquire(channel string) *tail {
-	name := f.log.name(channel)
+	name := f.log.Name(channel)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t := f.tail[name]
 	if t == nil {
 		t = newTail(channel, name, f.bus.unreadable, f.bus.spawn)
 		t.pages.taken = &f.bus.pageBytes
-		t.pages.read = func(r readRequest, done func(*position.Page, error)) {
-			f.bus.spawn(func() { done(f.log.read(f.bus.ctx, r)) })
+		t.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
+			f.bus.spawn(func() { done(f.log.Read(f.bus.ctx, r)) })
 		}
 		f.tail[name] = t
 		f.stray = append(f.stray, name)
@@ -110,7 +111,7 @@ func (f *feed) route(ctx context.Context) error {
 	f.stray = nil
 	f.mu.Unlock()
 	for i, name := range names {
-		node, client, err := f.log.carrier(ctx, name)
+		node, client, err := f.log.Carrier(ctx, name)
 		f.mu.Lock()
 		if err != nil {
 			f.stray = append(f.stray, names[i:]...)

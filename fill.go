@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -111,13 +112,13 @@ func (t *tail) holdLocked(a wire.Event) {
 
 // want is what a fill should read: the page behind the tail's end, or for a new
 // tail only where the log ends.
-func (t *tail) want() readRequest {
+func (t *tail) want() redislog.Request {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.asked = len(t.held)
-	r := readRequest{channel: t.channel, from: t.last, count: pageEvents}
+	r := redislog.Request{Channel: t.channel, From: t.last, Count: pageEvents}
 	if t.state == unread {
-		r.count = 0
+		r.Count = 0
 	}
 	return r
 }
@@ -134,7 +135,7 @@ func (t *tail) unfilled() {
 // fill takes a page that was read as want had asked for it. While connected says
 // that the channel is listened to, a fill that leaves no hole makes the tail whole.
 // It is false when another fill is needed.
-func (t *tail) fill(asked readRequest, page *position.Page, connected bool) bool {
+func (t *tail) fill(asked redislog.Request, page *position.Page, connected bool) bool {
 	t.mu.Lock()
 	bad := t.fillLocked(asked, page, connected)
 	filled := t.state == whole
@@ -146,7 +147,7 @@ func (t *tail) fill(asked readRequest, page *position.Page, connected bool) bool
 }
 
 // fillLocked is fill. It gives back what could not be read.
-func (t *tail) fillLocked(asked readRequest, page *position.Page, connected bool) (bad []error) {
+func (t *tail) fillLocked(asked redislog.Request, page *position.Page, connected bool) (bad []error) {
 	t.failing = time.Time{}
 	t.reads, t.top = t.reads+1, page.Last
 	next, run := t.next, t.run
@@ -159,7 +160,7 @@ func (t *tail) fillLocked(asked readRequest, page *position.Page, connected bool
 	case t.state == unread:
 		t.last, t.lastID = page.Last, page.LastID
 		close(t.opened)
-	case asked.from != t.last:
+	case asked.From != t.last:
 		return nil // the tail has moved on since: the page is out of date
 	default:
 		bad = t.takeLocked(page)

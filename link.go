@@ -80,7 +80,7 @@ func (l *link) giveBack() {
 	if l.node == "" {
 		return
 	}
-	f.log.reload(f.bus.ctx)
+	f.log.Reload(f.bus.ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, carrier := range f.carrier {
@@ -121,7 +121,7 @@ func (l *link) session(ctx context.Context) error {
 	default:
 	}
 
-	pubsub := f.log.pubSub(ctx, client)
+	pubsub := f.log.PubSub(ctx, client)
 	broke := make(chan error, 1)
 	received := make(chan struct{})
 	f.bus.spawn(func() {
@@ -186,7 +186,7 @@ func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
 	}
 	f.mu.Unlock()
 	subscribe, unsubscribe, batch := pubsub.Subscribe, pubsub.Unsubscribe, subscribeBatch
-	if f.log.sharded {
+	if f.log.Sharded {
 		// One command takes channels of one slot only.
 		subscribe, unsubscribe, batch = pubsub.SSubscribe, pubsub.SUnsubscribe, 1
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // fillBatch is how many logs are read in one round trip.
@@ -128,7 +129,7 @@ func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	}
 	f.mu.Unlock()
 	for t, urgent := range wanted {
-		node := f.log.node(ctx, t.name)
+		node := f.log.Node(ctx, t.name)
 		q := queues[node]
 		if q == nil {
 			q = &fillQueue{urgent: make(map[*tail]bool), routine: make(map[*tail]bool)}
@@ -146,13 +147,13 @@ func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 // fill brings tails up to their logs' ends, and gives back those whose log could not
 // be read.
 func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
-	requests := make([]readRequest, len(tails))
+	requests := make([]redislog.Request, len(tails))
 	listened := make([]confirmation, len(tails))
 	for i, t := range tails {
 		listened[i] = f.confirmation(t)
 		requests[i] = t.want()
 	}
-	pages, errs := f.log.readMany(ctx, requests)
+	pages, errs := f.log.ReadMany(ctx, requests)
 	f.bus.stats.fills.Add(int64(len(tails)))
 	for i, t := range tails {
 		if errs[i] != nil {

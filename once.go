@@ -40,7 +40,7 @@ func (r *reader) elsewhere(l *lane, e *entry) bool {
 			// The shards of a cluster lose what they lose each by itself: what is noted may be
 			// another event by now.
 			at.Mark = position.Fingerprint(e.event.id)
-			if !r.bus.log.perChannel || !m.tail.another(at) {
+			if !r.bus.log.PerChannel || !m.tail.another(at) {
 				return true
 			}
 		}

@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
+	"github.com/syndarix/eventbus/internal/wire"
 	"pgregory.net/rapid"
 )
 
@@ -52,11 +54,11 @@ func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 // TestNewChannelBeginsWhereItsLogEnds, though its tail is behind: other channels of the cursor may
 // have brought what is on its way.
 func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag()}
+	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
 	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
 		tl := openTail(t, last, nil)
-		tl.pages.read = func(_ readRequest, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) }
+		tl.pages.read = func(_ redislog.Request, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) }
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}
 	covered := Cursor{string(position.NewKey([]string{"project:p"}).Append(nil, func(int) position.Position { return position.Position{Epoch: 1000, Seq: 3} }))}
@@ -88,19 +90,19 @@ func (l *modelLog) last() (position.Position, string) {
 	p := position.Position{Epoch: l.epoch, Seq: l.seq}
 	if n := len(l.entries); n > 0 && l.entries[n-1].Pos.Seq == l.seq {
 		p.Mark = l.entries[n-1].Pos.Mark
-		return p, string(eventID(l.entries[n-1].Event))
+		return p, idOf(l.entries[n-1].Event)
 	}
 	return p, ""
 }
 
-func (l *modelLog) page(r readRequest) *position.Page {
-	p := &position.Page{Asked: r.from}
+func (l *modelLog) page(r redislog.Request) *position.Page {
+	p := &position.Page{Asked: r.From}
 	p.Last, p.LastID = l.last()
 	if len(l.entries) > 0 {
 		p.First = position.Position{Epoch: l.epoch, Seq: l.entries[0].Pos.Seq}
 	}
 	for _, e := range l.entries {
-		if len(p.Entries) < r.count && (r.from.Epoch != l.epoch || e.Pos.Seq >= r.from.Seq) {
+		if len(p.Entries) < r.Count && (r.From.Epoch != l.epoch || e.Pos.Seq >= r.From.Seq) {
 			p.Entries = append(p.Entries, e)
 		}
 	}
@@ -145,7 +147,7 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 		l := &modelLog{name: name, epoch: m.clock}
 		l.tail = newTail(name, name, func(err error) { require.ErrorIs(t, err, errElsewhere) }, func(f func()) { go f() })
 		l.tail.pages.taken = new(atomic.Int64)
-		l.tail.pages.read = func(r readRequest, done func(*position.Page, error)) {
+		l.tail.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
 			page := l.page(r)
 			go done(page, nil)
 		}
@@ -207,7 +209,7 @@ func (m *onceModel) publish() {
 func (m *onceModel) remove(l *modelLog, gone []position.LogEntry) {
 	l.removed++
 	for _, e := range gone {
-		m.events[string(eventID(e.Event))].removed[l.name] = l.removed
+		m.events[idOf(e.Event)].removed[l.name] = l.removed
 	}
 }
 
@@ -279,7 +281,7 @@ func (m *onceModel) deliver() {
 // connect begins a chain, or resumes the one that there is.
 func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
-	r := &reader{bus: &Bus{log: &redisLog{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
+	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
 	for _, name := range channels {
 		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, channel: Channel{kind: ChannelKind(name)}, place: place{waiter: r.waiter}})
 	}
@@ -296,7 +298,7 @@ func (m *onceModel) connect(sub Subscription, channels []string) {
 		}
 		for _, e := range log.entries {
 			if sub.Oldest || e.Pos.Beyond(l.place.pos) {
-				c.expected[string(eventID(e.Event))] = true
+				c.expected[idOf(e.Event)] = true
 			}
 		}
 	}
@@ -420,7 +422,7 @@ func (m *onceModel) check() {
 
 func (m *onceModel) describe() (s string) {
 	for _, l := range m.chain.reader.lanes {
-		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.name, l.place.pos, l.began, l.hole, m.logs[l.tail.name].page(readRequest{}).Last, m.chain.gaps[l.tail.name])
+		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.name, l.place.pos, l.began, l.hole, m.logs[l.tail.name].page(redislog.Request{}).Last, m.chain.gaps[l.tail.name])
 	}
 	return s
 }
@@ -463,4 +465,10 @@ func checkOnce(t *rapid.T, corners *int) {
 		},
 	})
 	m.check()
+}
+
+// idOf is the id of an event in a log.
+func idOf(event []byte) string {
+	ev, _ := wire.Decode(event)
+	return ev.ID
 }

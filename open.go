@@ -189,7 +189,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Posit
 	b.spawn(func() {
 		defer func() { <-b.searching }()
 		var a answer
-		a.pos, a.ok, a.err = b.log.find(b.ctx, t.channel, id)
+		a.pos, a.ok, a.err = b.log.Find(b.ctx, t.channel, id)
 		answers <- a
 	})
 	select {

@@ -94,8 +94,8 @@ func (o *outcomes) drop(gone *outcome) {
 // learn takes what is known from the last publication. Its commit is settled.
 func (o *outcome) learn() {
 	for i := range o.last.records {
-		if r := &o.last.records[i]; !r.pos.IsZero() {
-			o.known[r.channel] = r.pos
+		if r := &o.last.records[i]; !r.Pos.IsZero() {
+			o.known[r.Channel] = r.Pos
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // The pages of a tail are older entries of its channel, read from the log for
@@ -16,8 +17,8 @@ import (
 // readers that come back at once cost one read for each page, not one each.
 // A page is bounded in events and bytes.
 type pages struct {
-	read  func(r readRequest, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
-	taken *atomic.Int64                                         // bytes of all pages of the bus
+	read  func(r redislog.Request, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
+	taken *atomic.Int64                                              // bytes of all pages of the bus
 
 	mu      sync.Mutex                    // guards following
 	kept    []*page                       // the one used last at the end
@@ -89,7 +90,7 @@ func (t *tail) logEnd(ctx context.Context) (position.Position, error) {
 	var retry pace.Backoff
 	for {
 		answers := make(chan *position.Page, 1)
-		t.pages.read(readRequest{channel: t.channel}, func(lp *position.Page, _ error) { answers <- lp })
+		t.pages.read(redislog.Request{Channel: t.channel}, func(lp *position.Page, _ error) { answers <- lp })
 		select {
 		case page := <-answers:
 			if page != nil {
@@ -164,7 +165,7 @@ func (ps *pages) join(t *tail, from position.Position) *flight {
 		ps.flights = make(map[position.Position]*flight)
 	}
 	ps.flights[from] = f
-	ps.read(readRequest{channel: t.channel, from: from, count: pageEvents + 1}, func(lp *position.Page, err error) {
+	ps.read(redislog.Request{Channel: t.channel, From: from, Count: pageEvents + 1}, func(lp *position.Page, err error) {
 		var bad []error
 		if f.err = err; err == nil {
 			f.page = &page{Page: lp, used: time.Now()}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // TestPageOfBefore: what was being read when the log turned out to be another is not kept.
@@ -21,7 +22,7 @@ func TestPageOfBefore(t *testing.T) {
 		tl := newTail(c.String(), c.String(), func(error) {}, nil)
 		tl.pages.taken = new(atomic.Int64)
 		var land func(*position.Page, error)
-		tl.pages.read = func(_ readRequest, done func(*position.Page, error)) { land = done }
+		tl.pages.read = func(_ redislog.Request, done func(*position.Page, error)) { land = done }
 		tl.pages.join(tl, pos)
 		if cleared {
 			tl.pages.clear()
@@ -103,12 +104,12 @@ func pagedTail(events int64) (*tail, *pageReads) {
 	c, reads := ProjectChannel(uuid.New()), &pageReads{}
 	tl := newTail(c.String(), c.String(), func(error) {}, nil)
 	tl.pages.taken = new(atomic.Int64)
-	tl.pages.read = func(r readRequest, done func(*position.Page, error)) {
-		lp := &position.Page{Asked: r.from, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}
-		for seq := max(r.from.Seq, 1); seq <= events && len(lp.Entries) < min(r.count, cmp.Or(reads.most, r.count)); seq++ {
+	tl.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
+		lp := &position.Page{Asked: r.From, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}
+		for seq := max(r.From.Seq, 1); seq <= events && len(lp.Entries) < min(r.Count, cmp.Or(reads.most, r.Count)); seq++ {
 			lp.Entries = append(lp.Entries, position.LogEntry{Pos: position.Position{Epoch: 1000, Seq: seq}, Event: []byte("{}")})
 		}
-		reads.from = append(reads.from, r.from.Seq)
+		reads.from = append(reads.from, r.From.Seq)
 		reads.land = append(reads.land, func() { done(lp, nil) })
 		if reads.atOnce {
 			go done(lp, nil)

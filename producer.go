@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // The commits gather what is published at the same time into common calls. There
@@ -28,7 +29,7 @@ type commitQueue struct {
 	wake pace.Flag
 
 	mu      sync.Mutex // guards following
-	waiting []*commit
+	waiting []*redislog.Commit
 }
 
 const (
@@ -60,8 +61,8 @@ func (cs *commits) queue(node string) *commitQueue {
 }
 
 // add queues a commit, whose records go to one node.
-func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
-	q := cs.queue(cs.bus.log.node(ctx, cs.bus.log.name(c.records[0].channel)))
+func (cs *commits) add(ctx context.Context, c *redislog.Commit) *commitQueue {
+	q := cs.queue(cs.bus.log.Node(ctx, cs.bus.log.Name(c.Records[0].Channel)))
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
@@ -70,7 +71,7 @@ func (cs *commits) add(ctx context.Context, c *commit) *commitQueue {
 }
 
 // withdraw takes a commit back that no worker has taken up, and reports whether it could.
-func (q *commitQueue) withdraw(c *commit) bool {
+func (q *commitQueue) withdraw(c *redislog.Commit) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	i := slices.Index(q.waiting, c)
@@ -100,7 +101,7 @@ func (q *commitQueue) work(ctx context.Context) {
 			}
 			number++
 			began := time.Now()
-			if left := q.settle(ctx, began, q.bus.log.newAppendCalls(id, number, batch), true); left != nil {
+			if left := q.settle(ctx, began, q.bus.log.NewCalls(id, number, batch), true); left != nil {
 				// One channel must not hold up a node: what is left goes on by itself, as the last
 				// call of this producer, and the worker is another one from now on.
 				q.bus.spawn(func() { q.settle(ctx, began, left, false) })
@@ -112,19 +113,19 @@ func (q *commitQueue) work(ctx context.Context) {
 
 // settle repeats calls, which began then, until it is known what became of their commits. If part says so, it gives
 // back what is left as soon as Redis has settled a part of them, or only moves their slots.
-func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*appendCall, part bool) (left []*appendCall) {
+func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redislog.Call, part bool) (left []*redislog.Call) {
 	var retry pace.Backoff
 	for {
 		before := unsettled(calls)
-		if calls = q.bus.log.send(ctx, calls); len(calls) == 0 {
+		if calls = q.bus.log.Send(ctx, calls); len(calls) == 0 {
 			return nil
 		}
-		moving := !slices.ContainsFunc(calls, func(c *appendCall) bool { return !c.moving })
+		moving := !slices.ContainsFunc(calls, func(c *redislog.Call) bool { return !c.Moving })
 		if part && (moving || unsettled(calls) < before) {
 			return calls
 		}
 		tried := time.Since(began)
-		if calls = slices.DeleteFunc(calls, func(c *appendCall) bool {
+		if calls = slices.DeleteFunc(calls, func(c *redislog.Call) bool {
 			return giveUp(c, tried > commitPatience, tried > q.bus.options.publishTimeout/2)
 		}); len(calls) == 0 {
 			return nil
@@ -138,22 +139,22 @@ func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*appe
 	}
 }
 
-func unsettled(calls []*appendCall) (n int) {
+func unsettled(calls []*redislog.Call) (n int) {
 	for _, c := range calls {
-		n += len(c.commits)
+		n += len(c.Commits)
 	}
 	return n
 }
 
 // giveUp ends a call: when it is late, or when it is tiring, or nobody waits, and it has certainly not
 // run. Its commits keep the error of the last attempt.
-func giveUp(c *appendCall, late, tiring bool) bool {
-	awaited := slices.ContainsFunc(c.commits, func(c *commit) bool { return c.callers.Load() > 0 })
-	if !late && (c.lost || awaited && !tiring) {
+func giveUp(c *redislog.Call, late, tiring bool) bool {
+	awaited := slices.ContainsFunc(c.Commits, func(c *redislog.Commit) bool { return c.Callers.Load() > 0 })
+	if !late && (c.Lost || awaited && !tiring) {
 		return false
 	}
-	for _, commit := range c.commits {
-		commit.close()
+	for _, commit := range c.Commits {
+		commit.Close()
 	}
 	return true
 }
@@ -165,13 +166,13 @@ func (q *commitQueue) length() int {
 }
 
 // take gives what fits into one call.
-func (q *commitQueue) take() []*commit {
+func (q *commitQueue) take() []*redislog.Commit {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n, records, bytes := 0, 0, 0
 	for _, c := range q.waiting {
-		records += len(c.records)
-		bytes += len(c.event)
+		records += len(c.Records)
+		bytes += len(c.Event)
 		if n > 0 && (records > commitRecords || bytes > commitBytes) {
 			q.wake.Set() // for another worker
 			break

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
@@ -106,14 +107,14 @@ type publication struct {
 	event      []byte
 	idempotent bool
 	channels   []Channel
-	records    []record // of the channels, in their order
-	single     [1]record
+	records    []redislog.Record // of the channels, in their order
+	single     [1]redislog.Record
 	timeout    <-chan time.Time
 	late       bool // the time is over
 
-	commit *commit // the part of the records that is, or was, under way
-	from   int     // where in records it begins
-	behind bool    // an earlier publish of the event has to end first
+	commit *redislog.Commit // the part of the records that is, or was, under way
+	from   int              // where in records it begins
+	behind bool             // an earlier publish of the event has to end first
 }
 
 // publish appends an event's JSON to the logs of channels.
@@ -127,11 +128,11 @@ func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Ch
 	p := &publication{bus: b, id: id, event: data, idempotent: idempotent, channels: channels, timeout: timeout.C}
 	p.records = p.single[:]
 	if len(channels) > 1 {
-		p.records = make([]record, len(channels))
+		p.records = make([]redislog.Record, len(channels))
 	}
 	mark := position.Fingerprint(id)
 	for i, c := range channels {
-		p.records[i] = record{channel: c.String(), mark: mark}
+		p.records[i] = redislog.Record{Channel: c.String(), Mark: mark}
 	}
 	err := p.run(ctx)
 	if err == nil {
@@ -181,11 +182,11 @@ func (p *publication) recall(known map[string]position.Position) {
 	n := 0
 	for _, have := range []bool{true, false} {
 		for i, r := range records {
-			pos, ok := known[r.channel]
+			pos, ok := known[r.Channel]
 			if ok != have {
 				continue
 			}
-			r.pos, r.again = pos, ok
+			r.Pos, r.Again = pos, ok
 			p.records[n], p.channels[n] = r, channels[i]
 			n++
 		}
@@ -196,33 +197,33 @@ func (p *publication) recall(known map[string]position.Position) {
 // after the other, so that each entry can note where the event is already.
 func (p *publication) commitAll(ctx context.Context) error {
 	share := len(p.records)
-	if p.bus.log.perChannel {
+	if p.bus.log.PerChannel {
 		share = 1
 	}
 	also := ""
 	for i := 0; i < len(p.records); i += share {
-		c := &commit{
-			id: p.id, event: p.event, idempotent: p.idempotent, also: also,
-			records: p.records[i : i+share], done: make(chan struct{}),
+		c := &redislog.Commit{
+			ID: p.id, Event: p.event, Idempotent: p.idempotent, Also: also,
+			Records: p.records[i : i+share], Done: make(chan struct{}),
 		}
-		if !c.settled() {
+		if !c.Settled() {
 			p.commit, p.from = c, i
-			c.callers.Add(1)
+			c.Callers.Add(1)
 			queue := p.bus.commits.add(ctx, c)
 			err := p.await(ctx, p)
-			if c.callers.Add(-1); err != nil {
+			if c.Callers.Add(-1); err != nil {
 				if queue.withdraw(c) {
 					p.commit = nil
 				}
 				return err
 			}
 		}
-		for _, r := range c.records {
-			if r.err != nil {
-				return r.err
+		for _, r := range c.Records {
+			if r.Err != nil {
+				return r.Err
 			}
 		}
-		_, also = c.pending(p.bus.log)
+		_, also = c.Pending(p.bus.log)
 	}
 	return nil
 }
@@ -232,10 +233,10 @@ func (p *publication) await(ctx context.Context, q *publication) error {
 	if p.commit == nil {
 		return nil
 	}
-	p.commit.callers.Add(1)
-	defer p.commit.callers.Add(-1)
-	err := q.wait(ctx, p.commit.done)
-	if isClosed(p.commit.done) {
+	p.commit.Callers.Add(1)
+	defer p.commit.Callers.Add(-1)
+	err := q.wait(ctx, p.commit.Done)
+	if isClosed(p.commit.Done) {
 		return nil
 	}
 	return err
@@ -263,7 +264,7 @@ func (p *publication) wait(ctx context.Context, c <-chan struct{}) error {
 func (p *publication) tooLate() error {
 	err := fmt.Errorf("%w: not published within %s", ErrUnavailable, p.bus.options.publishTimeout)
 	if p.commit != nil {
-		if last := p.commit.failing.Load(); last != nil {
+		if last := p.commit.Failing.Load(); last != nil {
 			err = fmt.Errorf("%w: %w", err, *last)
 		}
 	}
@@ -276,14 +277,14 @@ func (p *publication) failed(err error) *PublishError {
 	if p.bus.isClosed() {
 		e.Err = ErrClosed
 	}
-	under := p.commit != nil && !isClosed(p.commit.done)
+	under := p.commit != nil && !isClosed(p.commit.Done)
 	for i, c := range p.channels {
 		switch r := &p.records[i]; {
-		case p.behind || under && i >= p.from && i < p.from+len(p.commit.records):
+		case p.behind || under && i >= p.from && i < p.from+len(p.commit.Records):
 			e.Unknown = append(e.Unknown, c)
-		case !r.pos.IsZero():
+		case !r.Pos.IsZero():
 			e.Done = append(e.Done, c)
-		case r.err == nil || r.sure:
+		case r.Err == nil || r.Sure:
 			e.Missing = append(e.Missing, c)
 		default:
 			e.Unknown = append(e.Unknown, c)
@@ -296,10 +297,10 @@ func (p *publication) failed(err error) *PublishError {
 func (p *publication) receipt() Receipt {
 	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
 	for i := range p.records {
-		receipt.Repeated = receipt.Repeated && p.records[i].again
-		names[i] = p.bus.log.name(p.records[i].channel)
+		receipt.Repeated = receipt.Repeated && p.records[i].Again
+		names[i] = p.bus.log.Name(p.records[i].Channel)
 	}
 	key := position.NewKey(names)
-	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.records[i].pos }))}
+	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.records[i].Pos }))}
 	return receipt
 }

@@ -1,4 +1,4 @@
-package eventbus
+package redislog
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 )
 
 // newTestLog is a log side without a bus.
-func newTestLog(client client) *redisLog {
-	return &redisLog{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
+func newTestLog(client client) *Log {
+	return &Log{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
 }
 
 // eachServer runs a test on miniredis and on a real redis-server.
@@ -36,11 +36,11 @@ func eachServer(t *testing.T, test func(t *testing.T, client *redis.Client)) {
 }
 
 // newCommit is an event on its way into logs.
-func newCommit(t require.TestingT, idempotent bool, names ...string) *commit {
+func newCommit(t require.TestingT, idempotent bool, names ...string) *Commit {
 	ev := sample.Event()
-	c := &commit{id: ev.ID, event: ev.AppendJSON(nil), idempotent: idempotent, done: make(chan struct{})}
+	c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: idempotent, Done: make(chan struct{})}
 	for _, name := range names {
-		c.records = append(c.records, record{channel: name, mark: position.Fingerprint(c.id)})
+		c.Records = append(c.Records, Record{Channel: name, Mark: position.Fingerprint(c.ID)})
 	}
 	return c
 }
@@ -60,49 +60,49 @@ func TestCallsRunOnce(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
 		const p, a = "project:p", "agent:a"
-		commits := []*commit{newCommit(t, false, p), newCommit(t, false, p), newCommit(t, false, p, a), newCommit(t, true, a), newCommit(t, true, p, a)}
+		commits := []*Commit{newCommit(t, false, p), newCommit(t, false, p), newCommit(t, false, p, a), newCommit(t, true, a), newCommit(t, true, p, a)}
 		events := make(map[string][]byte)
 		for _, c := range commits {
-			events[c.id] = c.event
+			events[c.ID] = c.Event
 		}
-		call := l.newAppendCall("one", 7, slices.Clone(commits))
-		require.Empty(t, l.send(ctx, []*appendCall{call}))
-		var first [][]record
+		call := l.NewCall("one", 7, slices.Clone(commits))
+		require.Empty(t, l.Send(ctx, []*Call{call}))
+		var first [][]Record
 		for _, c := range commits {
-			first = append(first, slices.Clone(c.records))
-			for _, r := range c.records {
-				require.NoError(t, r.err)
-				require.Equal(t, c.id, idsIn(client, r.channel)[r.pos.String()])
+			first = append(first, slices.Clone(c.Records))
+			for _, r := range c.Records {
+				require.NoError(t, r.Err)
+				require.Equal(t, c.ID, idsIn(client, r.Channel)[r.Pos.String()])
 			}
 		}
-		again := func(number int64, commits []*commit) []*commit {
-			var fresh []*commit
+		again := func(number int64, commits []*Commit) []*Commit {
+			var fresh []*Commit
 			for _, c := range commits {
-				f := &commit{id: c.id, event: events[c.id], idempotent: c.idempotent, done: make(chan struct{}), records: slices.Clone(c.records)}
-				for i := range f.records {
-					f.records[i].pos = position.Position{}
+				f := &Commit{ID: c.ID, Event: events[c.ID], Idempotent: c.Idempotent, Done: make(chan struct{}), Records: slices.Clone(c.Records)}
+				for i := range f.Records {
+					f.Records[i].Pos = position.Position{}
 				}
 				fresh = append(fresh, f)
 			}
-			require.Empty(t, l.send(ctx, []*appendCall{l.newAppendCall("one", number, slices.Clone(fresh))}))
+			require.Empty(t, l.Send(ctx, []*Call{l.NewCall("one", number, slices.Clone(fresh))}))
 			return fresh
 		}
 		for i, c := range again(7, commits) {
-			require.Equal(t, first[i], c.records, "the same answer")
+			require.Equal(t, first[i], c.Records, "the same answer")
 		}
-		again(8, []*commit{newCommit(t, false, p), newCommit(t, false, a)})
+		again(8, []*Commit{newCommit(t, false, p), newCommit(t, false, a)})
 		for _, c := range again(7, commits) { // late: nobody waits for it any more
-			require.Error(t, c.records[0].err)
+			require.Error(t, c.Records[0].Err)
 		}
 		for i, c := range again(9, commits[3:]) { // another call, of events that left a marker
-			for n, r := range c.records {
-				require.True(t, r.again)
-				require.Equal(t, first[3+i][n].pos, r.pos)
+			for n, r := range c.Records {
+				require.True(t, r.Again)
+				require.Equal(t, first[3+i][n].Pos, r.Pos)
 			}
 		}
 		require.Len(t, idsIn(client, p), 5)
 		require.Len(t, idsIn(client, a), 4)
-		note := p + "@" + first[2][0].pos.String()
+		note := p + "@" + first[2][0].Pos.String()
 		require.Equal(t, note, client.XRange(ctx, logKey(a), "-", "+").Val()[0].Values["also"])
 	})
 }
@@ -114,36 +114,36 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
-		commits := []*commit{newCommit(t, false, good), newCommit(t, false, bad, good), newCommit(t, false, good, bad), newCommit(t, true, bad)}
-		call := l.newAppendCall("one", 1, slices.Clone(commits))
-		require.Empty(t, l.send(ctx, []*appendCall{call}))
+		commits := []*Commit{newCommit(t, false, good), newCommit(t, false, bad, good), newCommit(t, false, good, bad), newCommit(t, true, bad)}
+		call := l.NewCall("one", 1, slices.Clone(commits))
+		require.Empty(t, l.Send(ctx, []*Call{call}))
 		for i, want := range [][]bool{{true}, {false, false}, {true, false}, {false}} {
 			for n, done := range want {
-				r := commits[i].records[n]
-				require.Equal(t, done, !r.pos.IsZero(), "%d %d", i, n)
-				require.Equal(t, done, r.err == nil)
+				r := commits[i].Records[n]
+				require.Equal(t, done, !r.Pos.IsZero(), "%d %d", i, n)
+				require.Equal(t, done, r.Err == nil)
 				if !done {
-					require.True(t, r.sure)
-					require.ErrorContains(t, r.err, "WRONGTYPE")
+					require.True(t, r.Sure)
+					require.ErrorContains(t, r.Err, "WRONGTYPE")
 				}
 			}
 		}
 		require.Len(t, idsIn(client, good), 2)
 		require.NoError(t, client.Del(ctx, logKey(bad)).Err())
 		for _, c := range commits { // nobody has looked at them yet
-			c.done = make(chan struct{})
-			for i := range c.records {
-				c.records[i].err = nil
+			c.Done = make(chan struct{})
+			for i := range c.Records {
+				c.Records[i].Err = nil
 			}
 		}
-		call.commits = slices.Clone(commits)
-		require.Empty(t, l.send(ctx, []*appendCall{call}))
+		call.Commits = slices.Clone(commits)
+		require.Empty(t, l.Send(ctx, []*Call{call}))
 		require.Len(t, idsIn(client, good), 3)
 		require.Len(t, idsIn(client, bad), 3)
 		for _, c := range commits {
-			for _, r := range c.records {
-				require.NoError(t, r.err)
-				require.Equal(t, c.id, idsIn(client, r.channel)[r.pos.String()])
+			for _, r := range c.Records {
+				require.NoError(t, r.Err)
+				require.Equal(t, c.ID, idsIn(client, r.Channel)[r.Pos.String()])
 			}
 		}
 	})
@@ -155,7 +155,7 @@ func TestLogsBegin(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const name = "project:p"
 		read := func() *position.Page {
-			page, err := l.read(ctx, readRequest{channel: name, count: 10})
+			page, err := l.Read(ctx, Request{Channel: name, Count: 10})
 			require.NoError(t, err)
 			require.Equal(t, fmt.Sprint(page.Last.Epoch), client.HGet(ctx, producersKey(name), "epoch").Val())
 			for _, key := range []string{logKey(name), producersKey(name)} {
@@ -165,9 +165,9 @@ func TestLogsBegin(t *testing.T) {
 		}
 		appendOne := func() position.Position {
 			c := newCommit(t, false, name)
-			require.Empty(t, l.send(ctx, []*appendCall{l.newAppendCall(uuid.NewString(), 1, []*commit{c})}))
-			require.NoError(t, c.records[0].err)
-			return c.records[0].pos
+			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{c})}))
+			require.NoError(t, c.Records[0].Err)
+			return c.Records[0].Pos
 		}
 		page := read()
 		require.Zero(t, page.Last.Seq)
@@ -189,7 +189,7 @@ func TestLogsBegin(t *testing.T) {
 		far := fmt.Sprint(read().Last.Epoch + 2_000_000)
 		require.NoError(t, client.HSet(ctx, producersKey(name), "epoch", far).Err())
 		require.NoError(t, client.Del(ctx, logKey(name)).Err())
-		page, err := newTestLog(client).read(ctx, readRequest{channel: name}) // which has not seen the log
+		page, err := newTestLog(client).Read(ctx, Request{Channel: name}) // which has not seen the log
 		require.NoError(t, err)
 		require.Greater(t, fmt.Sprint(page.Last.Epoch), far)
 
@@ -210,11 +210,11 @@ func TestLivesOfLogs(t *testing.T) {
 		left := func() time.Duration { return client.PTTL(ctx, logKey(name)).Val().Round(time.Minute) }
 		publish := func(a time.Duration) {
 			age = a
-			require.Empty(t, l.send(ctx, []*appendCall{l.newAppendCall(uuid.NewString(), 1, []*commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
 		}
 		read := func(a time.Duration) {
 			age = a
-			_, err := l.read(ctx, readRequest{channel: name})
+			_, err := l.Read(ctx, Request{Channel: name})
 			require.NoError(t, err)
 		}
 		read(10 * time.Minute)
@@ -244,7 +244,7 @@ func TestProducersAreSweptUp(t *testing.T) {
 		const name = "project:p"
 		key := producersKey(name)
 		appendOne := func() {
-			require.Empty(t, l.send(ctx, []*appendCall{l.newAppendCall(uuid.NewString(), 1, []*commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
 		}
 		appendOne()
 		old := time.Now().Add(-2 * time.Hour).UnixMilli()
@@ -264,21 +264,21 @@ func TestProducersAreSweptUp(t *testing.T) {
 // A world is a Redis, and what producers believe of it.
 type world struct {
 	t         *rapid.T
-	l         *redisLog
+	l         *Log
 	client    *redis.Client
 	names     []string
 	producers []*testProducer
-	known     []*commit         // Idempotent events, to be published by others again
+	known     []*Commit         // Idempotent events, to be published by others again
 	acked     map[string]string // id and log of what was answered: the position
-	older     []*appendCall     // calls of before
+	older     []*Call           // calls of before
 	saved     *snapshot
 }
 
 type testProducer struct {
 	name    string
 	number  int64
-	commits []*commit // of the call that is under way
-	call    *appendCall
+	commits []*Commit // of the call that is under way
+	call    *Call
 }
 
 // A snapshot is what a replica has that lags.
@@ -296,24 +296,24 @@ func (w *world) begin(p *testProducer) {
 	p.number++
 	for range rapid.IntRange(1, 4).Draw(w.t, "events") {
 		c := newCommit(w.t, rapid.Bool().Draw(w.t, "idempotent"))
-		if len(w.known) > 0 && c.idempotent && rapid.Bool().Draw(w.t, "known") {
+		if len(w.known) > 0 && c.Idempotent && rapid.Bool().Draw(w.t, "known") {
 			old := rapid.SampledFrom(w.known).Draw(w.t, "which")
-			c.id, c.event = old.id, old.event
-			if slices.ContainsFunc(p.commits, func(d *commit) bool { return d.id == c.id }) {
+			c.ID, c.Event = old.ID, old.Event
+			if slices.ContainsFunc(p.commits, func(d *Commit) bool { return d.ID == c.ID }) {
 				continue
 			}
 		}
 		for _, name := range w.names {
-			if len(c.records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
-				c.records = append(c.records, record{channel: name, mark: position.Fingerprint(c.id)})
+			if len(c.Records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
+				c.Records = append(c.Records, Record{Channel: name, Mark: position.Fingerprint(c.ID)})
 			}
 		}
-		if c.idempotent {
-			w.known = append(w.known, &commit{id: c.id, event: c.event})
+		if c.Idempotent {
+			w.known = append(w.known, &Commit{ID: c.ID, Event: c.Event})
 		}
 		p.commits = append(p.commits, c)
 	}
-	p.call = w.l.newAppendCall(p.name, p.number, slices.Clone(p.commits))
+	p.call = w.l.NewCall(p.name, p.number, slices.Clone(p.commits))
 }
 
 // attempt sends the call of a producer. With lost, the answer does not arrive.
@@ -325,19 +325,19 @@ func (w *world) attempt(p *testProducer, lost bool) {
 		require.NoError(w.t, appendScript.runOnce(context.Background(), w.client, []scriptCall{p.call.scriptCall})[0].Err())
 		return
 	}
-	require.Empty(w.t, w.l.send(context.Background(), []*appendCall{p.call}))
+	require.Empty(w.t, w.l.Send(context.Background(), []*Call{p.call}))
 	for _, c := range p.commits {
 		also := ""
-		for _, r := range c.records {
-			require.NoError(w.t, r.err)
-			require.Equal(w.t, c.id, idsIn(w.client, r.channel)[r.pos.String()], "the answer is true")
-			w.acked[c.id+" "+r.channel] = r.pos.String()
-			entry := w.client.XRange(context.Background(), logKey(r.channel), r.pos.String(), r.pos.String()).Val()[0]
-			if !r.again {
+		for _, r := range c.Records {
+			require.NoError(w.t, r.Err)
+			require.Equal(w.t, c.ID, idsIn(w.client, r.Channel)[r.Pos.String()], "the answer is true")
+			w.acked[c.ID+" "+r.Channel] = r.Pos.String()
+			entry := w.client.XRange(context.Background(), logKey(r.Channel), r.Pos.String(), r.Pos.String()).Val()[0]
+			if !r.Again {
 				got, _ := entry.Values["also"].(string)
 				require.Equal(w.t, also, got)
 			}
-			also = strings.TrimPrefix(also+" "+r.channel+"@"+r.pos.String(), " ")
+			also = strings.TrimPrefix(also+" "+r.Channel+"@"+r.Pos.String(), " ")
 		}
 	}
 	w.older = append(w.older, p.call)
@@ -444,18 +444,18 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
-		commits := []*commit{newCommit(t, false, bad), newCommit(t, false, good)}
-		call := l.newAppendCall("one", 1, slices.Clone(commits))
+		commits := []*Commit{newCommit(t, false, bad), newCommit(t, false, good)}
+		call := l.NewCall("one", 1, slices.Clone(commits))
 		cmd := redis.NewCmd(ctx)
 		cmd.SetVal([]any{"!WRONGTYPE", "!OOM"})
 		left := l.settle(call, cmd)
-		require.True(t, commits[0].records[0].sure)
+		require.True(t, commits[0].Records[0].Sure)
 		require.NotNil(t, left)
 		require.NoError(t, client.Del(ctx, logKey(bad)).Err())
-		require.Empty(t, l.send(ctx, []*appendCall{left}))
-		require.NoError(t, commits[1].records[0].err)
+		require.Empty(t, l.Send(ctx, []*Call{left}))
+		require.NoError(t, commits[1].Records[0].Err)
 		require.Empty(t, idsIn(client, bad))
-		require.Error(t, commits[0].records[0].err)
+		require.Error(t, commits[0].Records[0].Err)
 	})
 }
 
@@ -468,7 +468,7 @@ func FuzzParseAppended(f *testing.F) {
 		f.Add(reply, "", uint8(6))
 	}
 	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
-		records := []*record{{mark: position.Fingerprint(id)}, {mark: position.Fingerprint(id + "2")}}
+		records := []*Record{{Mark: position.Fingerprint(id)}, {Mark: position.Fingerprint(id + "2")}}
 		c := logCall{records: records}
 		var any any = reply
 		if odd%2 == 1 {
@@ -478,22 +478,22 @@ func FuzzParseAppended(f *testing.F) {
 		lines := strings.Split(reply, "\n")
 		for n, r := range records {
 			if odd%2 == 1 || len(lines) == 1 && !strings.HasPrefix(reply, "+") || len(lines) > 2 {
-				require.Error(t, r.err)
-				require.False(t, r.sure)
+				require.Error(t, r.Err)
+				require.False(t, r.Sure)
 				continue
 			}
 			line := lines[n%len(lines)]
-			if r.err == nil {
+			if r.Err == nil {
 				require.Contains(t, "+=", line[:1])
-				require.Equal(t, line[:1] == "=", r.again)
-				require.Equal(t, r.mark, r.pos.Mark)
-				require.Positive(t, r.pos.Epoch)
+				require.Equal(t, line[:1] == "=", r.Again)
+				require.Equal(t, r.Mark, r.Pos.Mark)
+				require.Positive(t, r.Pos.Epoch)
 				continue
 			}
-			require.Equal(t, line != "" && line[0] == '!', r.sure, "only a refusal is certain")
+			require.Equal(t, line != "" && line[0] == '!', r.Sure, "only a refusal is certain")
 		}
-		if len(lines) == 1 && records[0].err == nil {
-			require.Equal(t, records[0].pos.Seq+1, records[1].pos.Seq, "they follow one another")
+		if len(lines) == 1 && records[0].Err == nil {
+			require.Equal(t, records[0].Pos.Seq+1, records[1].Pos.Seq, "they follow one another")
 		}
 	})
 }
@@ -504,16 +504,16 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
 			defer rdb.Close()
-			l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
-			commits := make([]*commit, n)
+			l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
+			commits := make([]*Commit, n)
 			b.ReportAllocs()
 			for number := int64(1); b.Loop(); number++ {
 				for i := range commits {
 					ev := sample.Event()
-					commits[i] = &commit{id: ev.ID, event: ev.AppendJSON(nil), done: make(chan struct{}),
-						records: []record{{channel: "project:p"}}}
+					commits[i] = &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Done: make(chan struct{}),
+						Records: []Record{{Channel: "project:p"}}}
 				}
-				if left := l.send(context.Background(), []*appendCall{l.newAppendCall("bench", number, commits)}); left != nil {
+				if left := l.Send(context.Background(), []*Call{l.NewCall("bench", number, commits)}); left != nil {
 					b.Fatal("not settled")
 				}
 			}
@@ -531,11 +531,11 @@ func BenchmarkRead(b *testing.B) {
 		ev := sample.Event()
 		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
 	}
-	l := &redisLog{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
-	r := readRequest{channel: name, from: position.Position{Epoch: 1700000000000, Seq: 256}, count: 256}
+	l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
+	r := Request{Channel: name, From: position.Position{Epoch: 1700000000000, Seq: 256}, Count: 256}
 	b.ReportAllocs()
 	for b.Loop() {
-		page, err := l.read(ctx, r)
+		page, err := l.Read(ctx, r)
 		if err != nil || len(page.Entries) != 256 {
 			b.Fatal(err)
 		}
@@ -617,11 +617,11 @@ func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	client := redis.NewClient(&options)
 	defer client.Close()
 	l := newTestLog(client)
-	require.NoError(t, l.probe(ctx))
+	require.NoError(t, l.Probe(ctx))
 	const name = "project:p"
-	call := l.newAppendCall("one", 1, []*commit{newCommit(t, false, name)})
+	call := l.NewCall("one", 1, []*Commit{newCommit(t, false, name)})
 	repeated := call.scriptCall
-	require.Empty(t, l.send(ctx, []*appendCall{call}))
+	require.Empty(t, l.Send(ctx, []*Call{call}))
 	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{repeated})[0].Err())
 	require.EqualValues(t, 1, admin.XLen(ctx, logKey(name)).Val())
 }
@@ -634,18 +634,27 @@ func TestALostAttemptThatComesLate(t *testing.T) {
 	require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 	require.NoError(t, client.ScriptLoad(ctx, appendScript.source).Err())
 	g, b := newCommit(t, false, good), newCommit(t, false, bad)
-	call := l.newAppendCall("one", 7, []*commit{g, b})
+	call := l.NewCall("one", 7, []*Commit{g, b})
 	late := call.scriptCall
-	call.lost = true // the first attempt is on its way
+	call.Lost = true // the first attempt is on its way
 
 	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "1").Err())
-	left := l.send(ctx, []*appendCall{call})
+	left := l.Send(ctx, []*Call{call})
 	require.Len(t, left, 1)
-	require.Len(t, l.send(ctx, slices.Clone(left)), 1)
-	require.False(t, g.records[0].sure, "it can still come")
+	require.Len(t, l.Send(ctx, slices.Clone(left)), 1)
+	require.False(t, g.Records[0].Sure, "it can still come")
 	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "0").Err())
 	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{late})[0].Err())
-	require.Empty(t, l.send(ctx, left))
+	require.Empty(t, l.Send(ctx, left))
 	require.EqualValues(t, 1, client.XLen(ctx, logKey(good)).Val())
 	require.Empty(t, idsIn(client, bad))
+}
+
+func TestEventIDs(t *testing.T) {
+	ev := sample.Event()
+	text := ev.AppendJSON(nil)
+	require.Equal(t, ev.ID, string(eventID(text)))
+	for _, other := range []string{"", "{}", `{"type":"x"}`, `["id"]`, `{"id":`, `{"id":7}`} {
+		require.Empty(t, eventID([]byte(other)), other)
+	}
 }

@@ -1,4 +1,4 @@
-package eventbus
+package redislog
 
 import (
 	"context"
@@ -13,10 +13,10 @@ import (
 )
 
 var (
-	// errUnavailable is wrapped by errors that trying again may mend.
-	errUnavailable = errors.New("eventbus: redis is not available")
-	// errUnsupported is wrapped by errors of the probe that only a change of the server can mend.
-	errUnsupported = errors.New("eventbus: redis cannot be used")
+	// ErrUnavailable is wrapped by errors that trying again may mend.
+	ErrUnavailable = errors.New("eventbus: redis is not available")
+	// ErrUnsupported is wrapped by errors of the probe that only a change of the server can mend.
+	ErrUnsupported = errors.New("eventbus: redis cannot be used")
 )
 
 // A script is Lua that Redis keeps under the SHA-1 of its text.
@@ -116,9 +116,9 @@ func (e serverError) Error() string { return string(e) }
 // RedisError makes it a [redis.Error].
 func (serverError) RedisError() {}
 
-// withoutArguments shortens the error of a server that does not know a command: it
+// WithoutArguments shortens the error of a server that does not know a command: it
 // repeats the arguments, which are the password if the command was AUTH.
-func withoutArguments(err error) error {
+func WithoutArguments(err error) error {
 	var server redis.Error
 	if !errors.As(err, &server) {
 		return err

@@ -1,4 +1,4 @@
-package eventbus
+package redislog
 
 import (
 	"cmp"
@@ -32,30 +32,30 @@ type clusterClient interface {
 	ReloadState(ctx context.Context)
 }
 
-// A redisLog is the Redis side of all logs: it appends, reads and searches, and
+// A Log is the Redis side of all logs: it appends, reads and searches, and
 // knows nothing of who asks. It is safe for concurrent use.
-type redisLog struct {
+type Log struct {
 	client    client
 	prefix    string
 	retention func(kind string) (events int, age time.Duration)
-	// perChannel says that logs of several channels cannot share a call,
+	// PerChannel says that logs of several channels cannot share a call,
 	// because a cluster keeps them in different slots.
-	perChannel bool
+	PerChannel bool
 	cluster    clusterClient // nil where there is none
-	sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
+	Sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
 
 	mu     sync.RWMutex     // guards following
 	epochs map[string]int64 // the last epoch that this process has seen, by channel
 }
 
-// newLog makes the Redis side. A log of a kind keeps so many events, 0 for all, for this time after its
+// New makes the Redis side. A log of a kind keeps so many events, 0 for all, for this time after its
 // last use, 0 for ever.
-func newLog(client client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *redisLog {
-	return &redisLog{client: client, prefix: prefix, sharded: sharded, retention: retention, epochs: make(map[string]int64)}
+func New(client client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *Log {
+	return &Log{client: client, prefix: prefix, Sharded: sharded, retention: retention, epochs: make(map[string]int64)}
 }
 
-// reload says that the nodes of a cluster may have changed.
-func (l *redisLog) reload(ctx context.Context) {
+// Reload says that the nodes of a cluster may have changed.
+func (l *Log) Reload(ctx context.Context) {
 	if l.cluster != nil {
 		l.cluster.ReloadState(ctx)
 	}
@@ -66,7 +66,7 @@ const maxEpochs = 16384
 
 // least is the least epoch of a log that begins now: a clock that has stepped back must not give one
 // that was there before.
-func (l *redisLog) least(channel string) int64 {
+func (l *Log) least(channel string) int64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if epoch, ok := l.epochs[channel]; ok {
@@ -76,7 +76,7 @@ func (l *redisLog) least(channel string) int64 {
 }
 
 // saw remembers the epoch of a log.
-func (l *redisLog) saw(channel string, p position.Position) {
+func (l *Log) saw(channel string, p position.Position) {
 	l.mu.RLock()
 	have, ok := l.epochs[channel]
 	l.mu.RUnlock()
@@ -95,14 +95,14 @@ func (l *redisLog) saw(channel string, p position.Position) {
 }
 
 // master gives the node of a cluster that has a channel and its log.
-func (l *redisLog) master(ctx context.Context, name string) (*redis.Client, error) {
+func (l *Log) master(ctx context.Context, name string) (*redis.Client, error) {
 	// Without a name, a random one would be given.
 	return l.cluster.MasterForKey(ctx, cmp.Or(name, "eventbus"))
 }
 
-// node is the address of the node that has a log, "" where there is but one or it is
+// Node is the address of the node that has a log, "" where there is but one or it is
 // not known.
-func (l *redisLog) node(ctx context.Context, name string) string {
+func (l *Log) Node(ctx context.Context, name string) string {
 	if l.cluster == nil {
 		return ""
 	}
@@ -113,10 +113,10 @@ func (l *redisLog) node(ctx context.Context, name string) string {
 	return client.Options().Addr
 }
 
-// carrier gives the node over whose connections a channel comes, and the client for
+// Carrier gives the node over whose connections a channel comes, and the client for
 // them. The messages of plain Pub/Sub come over any.
-func (l *redisLog) carrier(ctx context.Context, name string) (node string, client client, err error) {
-	if l.cluster == nil || !l.sharded {
+func (l *Log) Carrier(ctx context.Context, name string) (node string, client client, err error) {
+	if l.cluster == nil || !l.Sharded {
 		return "", l.client, nil
 	}
 	master, err := l.master(ctx, name)
@@ -126,20 +126,20 @@ func (l *redisLog) carrier(ctx context.Context, name string) (node string, clien
 	return master.Options().Addr, master, nil
 }
 
-// pubSub makes a Pub/Sub connection, as yet without channels.
-func (l *redisLog) pubSub(ctx context.Context, client client) *redis.PubSub {
-	if sharded, ok := client.(shardedClient); ok && l.sharded {
+// PubSub makes a Pub/Sub connection, as yet without channels.
+func (l *Log) PubSub(ctx context.Context, client client) *redis.PubSub {
+	if sharded, ok := client.(shardedClient); ok && l.Sharded {
 		return sharded.SSubscribe(ctx)
 	}
 	return client.Subscribe(ctx)
 }
 
-// name is the channel's name in Redis.
-func (l *redisLog) name(channel string) string { return l.prefix + channel }
+// Name is the channel's name in Redis.
+func (l *Log) Name(channel string) string { return l.prefix + channel }
 
 // publish is the command that rings the doorbell.
-func (l *redisLog) publish() string {
-	if l.sharded {
+func (l *Log) publish() string {
+	if l.Sharded {
 		return "SPUBLISH"
 	}
 	return "PUBLISH"
@@ -158,20 +158,20 @@ func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + 
 // replyError makes an error of what a command inside a script answered.
 func replyError(reply string) error {
 	if temporaryReply(reply) {
-		return fmt.Errorf("%w: %s", errUnavailable, reply)
+		return fmt.Errorf("%w: %s", ErrUnavailable, reply)
 	}
 	return errors.New(reply)
 }
 
 // unavailable marks temporary errors as such. A cluster may have another master by now,
 // which go-redis would find out within a minute if it were not told.
-func (l *redisLog) unavailable(err error) error {
-	err = withoutArguments(err)
-	if err == nil || errors.Is(err, errUnavailable) || !temporary(err) {
+func (l *Log) unavailable(err error) error {
+	err = WithoutArguments(err)
+	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
 		return err
 	}
-	l.reload(context.Background())
-	return fmt.Errorf("%w: %w", errUnavailable, err)
+	l.Reload(context.Background())
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
 // A search for an event looks at so many entries and bytes, in steps that do not hold Redis up.
@@ -180,9 +180,9 @@ const (
 	findStepEntries, findStepBytes = 200, 1 << 20
 )
 
-// find searches a log from its newest entry back for the event with this id.
-func (l *redisLog) find(ctx context.Context, channel, id string) (position.Position, bool, error) {
-	name := l.name(channel)
+// Find searches a log from its newest entry back for the event with this id.
+func (l *Log) Find(ctx context.Context, channel, id string) (position.Position, bool, error) {
+	name := l.Name(channel)
 	from, bytes := "+", int64(0)
 	for n := 0; from != "" && n < findEntries && bytes < findBytes; n += findStepEntries {
 		reply, err := findScript.run(ctx, l.client, []string{logKey(name), producersKey(name)}, id, from, findStepEntries, findStepBytes)
@@ -212,26 +212,26 @@ const commands = "EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, EXISTS, H
 //go:embed probe.lua
 var probeSource string
 
-// probe tells, by trying, whether the server can do what the bus needs.
-func (l *redisLog) probe(ctx context.Context) error {
+// Probe tells, by trying, whether the server can do what the bus needs.
+func (l *Log) Probe(ctx context.Context) error {
 	key := func(tag string) string { return "eventbus:probe:{" + l.prefix + tag + "}" }
 	s := newScript(probeSource)
 	_, err := s.run(ctx, l.client, []string{key("a"), key("a") + "h", key("b")}, l.publish())
 	if err != nil && strings.Contains(err.Error(), "CROSSSLOT") {
-		l.perChannel = true
+		l.PerChannel = true
 		l.cluster, _ = l.client.(clusterClient)
 		_, err = s.run(ctx, l.client, []string{key("a"), key("a") + "h"}, l.publish())
 	}
-	if _, ok := l.client.(shardedClient); err == nil && l.sharded && (!ok || l.perChannel && l.cluster == nil) {
-		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", errUnsupported)
+	if _, ok := l.client.(shardedClient); err == nil && l.Sharded && (!ok || l.PerChannel && l.cluster == nil) {
+		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", ErrUnsupported)
 	}
 	if err == nil {
 		return nil
 	}
-	err = withoutArguments(err)
+	err = WithoutArguments(err)
 	var server redis.Error
 	if !errors.As(err, &server) {
-		return fmt.Errorf("%w: %w", errUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	advice := ""
 	switch text := err.Error(); {
@@ -242,9 +242,9 @@ func (l *redisLog) probe(ctx context.Context) error {
 	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "position.Unknown redis command"), strings.Contains(text, "position.Unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):
-		return fmt.Errorf("%w: %w", errUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	default:
-		return fmt.Errorf("%w: %w", errUnsupported, err)
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	return fmt.Errorf("%w: %s (%w)", errUnsupported, advice, err)
+	return fmt.Errorf("%w: %s (%w)", ErrUnsupported, advice, err)
 }

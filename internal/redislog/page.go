@@ -1,4 +1,4 @@
-package eventbus
+package redislog
 
 import (
 	"bytes"
@@ -11,37 +11,37 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A readRequest asks for a page of one log.
-type readRequest struct {
-	channel string
-	from    position.Position // itself included; zero: from the oldest entry
-	count   int               // 0: the state alone
+// A Request asks for a page of one log.
+type Request struct {
+	Channel string
+	From    position.Position // itself included; zero: from the oldest entry
+	Count   int               // 0: the state alone
 }
 
 // pageBytes is where a page of events ends, however few they are.
 const pageBytes = 256 << 10
 
 // script gives the call of read.lua.
-func (l *redisLog) script(r readRequest) (keys []string, args []any) {
+func (l *Log) script(r Request) (keys []string, args []any) {
 	from := "-"
-	if r.from.Epoch > 0 {
-		from = string(r.from.Append(nil))
+	if r.From.Epoch > 0 {
+		from = string(r.From.Append(nil))
 	}
-	name := l.name(r.channel)
-	_, age := l.retention(kind(r.channel))
+	name := l.Name(r.Channel)
+	_, age := l.retention(kind(r.Channel))
 	return []string{logKey(name), producersKey(name)},
-		[]any{from, r.count, pageBytes, age.Milliseconds(), l.least(r.channel)}
+		[]any{from, r.Count, pageBytes, age.Milliseconds(), l.least(r.Channel)}
 }
 
-// read gives a page of a log. Where there is no log, it begins.
-func (l *redisLog) read(ctx context.Context, r readRequest) (*position.Page, error) {
+// Read gives a page of a log. Where there is no log, it begins.
+func (l *Log) Read(ctx context.Context, r Request) (*position.Page, error) {
 	keys, args := l.script(r)
 	reply, err := readScript.run(ctx, l.client, keys, args...)
 	return l.page(r, reply, err)
 }
 
-// readMany reads pages of several logs in one round trip.
-func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*position.Page, []error) {
+// ReadMany reads pages of several logs in one round trip.
+func (l *Log) ReadMany(ctx context.Context, requests []Request) ([]*position.Page, []error) {
 	pages, errs := make([]*position.Page, len(requests)), make([]error, len(requests))
 	cmds := make([]*redis.Cmd, len(requests))
 	pipe := l.client.Pipeline()
@@ -55,7 +55,7 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*pos
 		if isNoScript(cmd.Err()) {
 			// In a pipeline there is no falling back. The first EVAL loads the
 			// script, so those after it succeed at the first try.
-			pages[i], errs[i] = l.read(ctx, requests[i])
+			pages[i], errs[i] = l.Read(ctx, requests[i])
 		} else {
 			pages[i], errs[i] = l.page(requests[i], cmd.Val(), cmd.Err())
 		}
@@ -64,15 +64,15 @@ func (l *redisLog) readMany(ctx context.Context, requests []readRequest) ([]*pos
 }
 
 // page makes a page of a reply.
-func (l *redisLog) page(r readRequest, reply any, err error) (*position.Page, error) {
+func (l *Log) page(r Request, reply any, err error) (*position.Page, error) {
 	var p *position.Page
 	if err = l.unavailable(err); err == nil {
-		p, err = parsePage(r.from, reply)
+		p, err = parsePage(r.From, reply)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read log of %s: %w", r.channel, err)
+		return nil, fmt.Errorf("read log of %s: %w", r.Channel, err)
 	}
-	l.saw(r.channel, p.Last)
+	l.saw(r.Channel, p.Last)
 	return p, nil
 }
 
