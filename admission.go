@@ -155,13 +155,13 @@ func (b *Bus) watch() {
 		if st.gap != nil {
 			b.warn("revocations may have been missed; streams are asked again at their keepalive", st.gap)
 		}
-		for i := range st.entries {
-			e := &st.entries[i]
-			if e.event == nil {
+		for i := range st.Entries {
+			e := &st.Entries[i]
+			if e.Event == nil {
 				continue
 			}
 			var rev revocation
-			hash, err := []byte(nil), json.Unmarshal(st.event(e).Payload, &rev)
+			hash, err := []byte(nil), json.Unmarshal(st.Event(e).Payload, &rev)
 			if err == nil {
 				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
 			}
@@ -174,8 +174,8 @@ func (b *Bus) watch() {
 			}
 			b.revoke(identity(hash))
 		}
-		if len(st.entries) > 0 {
-			r.take(st, len(st.entries))
+		if len(st.Entries) > 0 {
+			r.take(st, len(st.Entries))
 		}
 	}
 }

@@ -187,9 +187,7 @@ func (b *Bus) drain() {
 	}
 	b.mu.Unlock()
 	if first {
-		for _, t := range b.feed.tails(func(*tail) bool { return true }) {
-			t.show()
-		}
+		b.feed.wakeAll()
 	}
 }
 
@@ -377,9 +375,7 @@ func (b *Bus) Stats() Stats {
 			EventSize:   b.stats.refusedEventSize.Load(),
 		},
 	}
-	b.feed.mu.RLock()
-	s.Channels = len(b.feed.tail)
-	b.feed.mu.RUnlock()
+	s.Channels = b.feed.channels()
 	b.mu.Lock()
 	s.Active = b.inside
 	b.mu.Unlock()

@@ -360,7 +360,7 @@ func TestRedisIsAway(t *testing.T) {
 	s.Restart(t)
 	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, time.Millisecond)
 	insist(t, bus, message(t, project, "1"))
-	for stream.event().text(t) != "1" { // what failed in doubt may be there now
+	for textOf(t, stream.event()) != "1" { // what failed in doubt may be there now
 	}
 	require.Zero(t, bus.Stats().Gaps)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redislog"
+	"github.com/syndarix/eventbus/internal/tail"
 )
 
 // The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
@@ -23,17 +24,24 @@ type feed struct {
 	bus *Bus
 	log *redislog.Log
 
-	mu    sync.RWMutex // guards following, and what links say it does
-	tail  map[string]*tail
+	mu    sync.RWMutex     // guards following, and what links say it does
+	tails map[string]*used // by name
 	links map[string]*link // by node
 	// carrier is the link of each channel. The name "" stands for no channel: its
 	// link is there also when nobody listens to anything, for Health.
 	carrier map[string]*link
-	stray   []string       // channels that have no link yet
-	wanted  map[*tail]bool // tails to fill; true for those that are not whole
+	stray   []string            // channels that have no link yet
+	wanted  map[*tail.Tail]bool // tails to fill; true for those that are not whole
 
 	strays pace.Flag // stray has something
 	wants  pace.Flag // wanted has something
+}
+
+// A used tail has readers, or has had some of late.
+type used struct {
+	tail      *tail.Tail
+	readers   int
+	idleSince time.Time // without readers
 }
 
 // A tail stays warm for a while after its last reader has left: readers of a
@@ -43,42 +51,48 @@ const warmFor = 30 * time.Second
 func newFeed(b *Bus) *feed {
 	return &feed{
 		bus: b, log: b.log,
-		tail:    make(map[string]*tail),
+		tails:   make(map[string]*used),
 		links:   make(map[string]*link),
 		carrier: make(map[string]*link),
 		stray:   []string{""},
-		wanted:  make(map[*tail]bool),
+		wanted:  make(map[*tail.Tail]bool),
 		strays:  pace.NewFlag(),
 		wants:   pace.NewFlag(),
 	}
 }
 
 // acquire gives the channel's tail, for a reader that will release it.
-func (f *feed) acquire(channel string) *tail {
+func (f *feed) acquire(channel string) *tail.Tail {
 	name := f.log.Name(channel)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t := f.tail[name]
-	if t == nil {
-		t = newTail(channel, name, f.bus.unreadable, f.bus.spawn)
-		t.pages.taken = &f.bus.pageBytes
-		t.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
-			f.bus.spawn(func() { done(f.log.Read(f.bus.ctx, r)) })
-		}
-		f.tail[name] = t
+	u := f.tails[name]
+	if u == nil {
+		var t *tail.Tail
+		t = tail.New(channel, name, &f.bus.pageBytes, f.bus.unreadable, f.bus.spawn, func(r tail.Request, done func(*position.Page, error)) {
+			f.bus.spawn(func() { done(f.log.Read(f.bus.ctx, f.request(t, r))) })
+		})
+		u = &used{tail: t}
+		f.tails[name] = u
 		f.stray = append(f.stray, name)
 		f.strays.Set()
 	}
-	t.readers++
-	return t
+	u.readers++
+	return u.tail
+}
+
+// request asks for a page of a tail's log.
+func (f *feed) request(t *tail.Tail, r tail.Request) redislog.Request {
+	return redislog.Request{Channel: t.Channel, From: r.From, Count: r.Count}
 }
 
 // release is what a reader does at its end.
-func (f *feed) release(t *tail) {
+func (f *feed) release(t *tail.Tail) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if t.readers--; t.readers == 0 {
-		t.idleSince = time.Now()
+	u := f.tails[t.Name]
+	if u.readers--; u.readers == 0 {
+		u.idleSince = time.Now()
 	}
 }
 
@@ -118,7 +132,7 @@ func (f *feed) route(ctx context.Context) error {
 			f.mu.Unlock()
 			return err
 		}
-		if f.tail[name] != nil || name == "" {
+		if f.tails[name] != nil || name == "" {
 			l := f.links[node]
 			if l == nil {
 				l = newLink(f, node)
@@ -136,16 +150,30 @@ func (f *feed) route(ctx context.Context) error {
 	return nil
 }
 
-// tails gives those that a condition holds for.
-func (f *feed) tails(is func(*tail) bool) (tails []*tail) {
+// some gives those tails that a condition holds for.
+func (f *feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	for _, t := range f.tail {
-		if is(t) {
-			tails = append(tails, t)
+	for _, u := range f.tails {
+		if is(u.tail) {
+			tails = append(tails, u.tail)
 		}
 	}
 	return tails
+}
+
+// wakeAll wakes all readers.
+func (f *feed) wakeAll() {
+	for _, t := range f.some(func(*tail.Tail) bool { return true }) {
+		t.Show()
+	}
+}
+
+// channels is how many channels are listened to.
+func (f *feed) channels() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.tails)
 }
 
 // dropCold forgets tails that nobody has read for a while, and links that carry
@@ -153,11 +181,11 @@ func (f *feed) tails(is func(*tail) bool) (tails []*tail) {
 func (f *feed) dropCold(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for name, t := range f.tail {
-		t.pages.expire(now)
-		if t.readers == 0 && now.Sub(t.idleSince) > warmFor {
-			delete(f.tail, name)
-			t.pages.clear()
+	for name, u := range f.tails {
+		u.tail.Expire(now)
+		if u.readers == 0 && now.Sub(u.idleSince) > warmFor {
+			delete(f.tails, name)
+			u.tail.Drop()
 			if l := f.carrier[name]; l != nil {
 				delete(f.carrier, name)
 				l.sendLocked(name)
@@ -191,9 +219,9 @@ func (f *feed) health() error {
 		}
 	}
 	now := time.Now()
-	for _, t := range f.tail {
-		if stale := t.stale(now); stale > bound && t.readers > 0 {
-			return fmt.Errorf("eventbus: %w: %s may be behind for %s", ErrUnavailable, t.name, stale.Round(time.Millisecond))
+	for name, u := range f.tails {
+		if stale := u.tail.Stale(now); stale > bound && u.readers > 0 {
+			return fmt.Errorf("eventbus: %w: %s may be behind for %s", ErrUnavailable, name, stale.Round(time.Millisecond))
 		}
 	}
 	return nil

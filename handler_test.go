@@ -23,6 +23,7 @@ import (
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/embedded"
 	"github.com/syndarix/eventbus/internal/testing/redistest"
+	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
 // onMiniredis gives a client of an embedded Redis, for what does not depend on Redis.
@@ -84,9 +85,9 @@ func TestResumeGoesOnExactly(t *testing.T) {
 			{"Last-Event-ID", lastEventID(seen.LastEventID), 5},
 			{"?last_event_id=", query("last_event_id", seen.LastEventID), 5},
 			{"the first block's id, before any event", lastEventID(beginning), 0},
-			{"the UUID of an event", lastEventID(seen.decode(t).ID), 5},
-			{"the UUID of an event in the query", query("last_event_id", seen.decode(t).ID), 5},
-			{"a position", lastEventID(seen.decode(t).Position.String()), 5},
+			{"the UUID of an event", lastEventID(decode(t, seen).ID), 5},
+			{"the UUID of an event in the query", query("last_event_id", decode(t, seen).ID), 5},
+			{"a position", lastEventID(decode(t, seen).Position.String()), 5},
 			{"header before query", func(r *http.Request) {
 				lastEventID(seen.LastEventID)(r)
 				query("last_event_id", beginning)(r)
@@ -227,7 +228,7 @@ func TestKeepaliveMovesTheCursorOverWhatIsLeftOut(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, bus.Publish(deadline(t), issue))
 				require.Equal(t, "issue.closed", joined(t, server, lastEventID(s.LastEventID)).event().Type)
-				require.Equal(t, issue.ID, s.event().decode(t).ID)
+				require.Equal(t, issue.ID, decode(t, s.event()).ID)
 			})
 		}
 	})
@@ -256,9 +257,9 @@ func TestGapWhereRetentionHasTrimmed(t *testing.T) {
 		server := streams(t, newBus(t, rdb, retention), channel)
 		s = joined(t, server, lastEventID(seen.LastEventID))
 		gap, e := s.gap()
-		require.Equal(t, gapData{channel.String(), "trimmed", seen.decode(t).Position.String()}, gap)
+		require.Equal(t, gapData{channel.String(), "trimmed", decode(t, seen).Position.String()}, gap)
 		first := s.expect(kept[0])
-		require.Equal(t, oldest[0].ID, first.decode(t).Position.String())
+		require.Equal(t, oldest[0].ID, decode(t, first).Position.String())
 		s.expect(kept[1:]...)
 
 		joined(t, server, lastEventID(e.LastEventID)).expect(kept...)
@@ -280,12 +281,12 @@ func TestGapWhereTheLogWasLost(t *testing.T) {
 
 		// The open stream, and who comes back, here and elsewhere.
 		gap, _ := s.gap()
-		require.Equal(t, gapData{channel.String(), "lost", two.decode(t).Position.String()}, gap)
+		require.Equal(t, gapData{channel.String(), "lost", decode(t, two).Position.String()}, gap)
 		s.expect("3", "4")
 		for _, server := range []*httptest.Server{server, streams(t, newBus(t, rdb), channel)} {
 			s := joined(t, server, lastEventID(seen.LastEventID))
 			gap, e := s.gap()
-			require.Equal(t, gapData{channel.String(), "lost", seen.decode(t).Position.String()}, gap)
+			require.Equal(t, gapData{channel.String(), "lost", decode(t, seen).Position.String()}, gap)
 			s.expect("3", "4")
 			joined(t, server, lastEventID(e.LastEventID)).expect("3", "4")
 		}
@@ -905,7 +906,7 @@ func FuzzLastEventID(f *testing.F) {
 		defer cancel()
 		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
 		r.Header["Last-Event-Id"] = []string{id}
-		p := newSSEParser()
+		p := sseclient.New("")
 		var marker eventbus.Event // what has happened last
 		happens := func() {
 			marker = message(t, project, "marker")
@@ -927,7 +928,7 @@ func FuzzLastEventID(f *testing.F) {
 				case b.Event.Type == "stream.gap":
 					happens() // what had happened may be in the gap
 				default:
-					id := b.Event.decode(t).ID
+					id := decode(t, *b.Event).ID
 					if got[id]++; id == marker.ID {
 						cancel()
 					}

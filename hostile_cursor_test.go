@@ -26,6 +26,7 @@ import (
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/embedded"
 	"github.com/syndarix/eventbus/internal/testing/redistest"
+	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
 // A forged cursor is written by somebody who has read cursor.go: byte for byte as the
@@ -139,7 +140,7 @@ func (h *hostile) resume(t testing.TB, ways ...with) answer {
 	}
 	got := answer{events: map[string]int{}}
 	marker := ""
-	p := newSSEParser()
+	p := sseclient.New("")
 	w := &pipeWriter{header: http.Header{}, written: func(piece []byte) {
 		for _, b := range p.Parse(piece) {
 			requireOwnFields(t, b)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/internal/testing/redistest"
+	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
 // A logBook is a slog handler that keeps what it is given, line by line.
@@ -297,10 +298,10 @@ func TestHostileMessagesInjectNothing(t *testing.T) {
 					continue
 				}
 				require.NotContains(t, b.LastEventID, "injected")
-				ev := b.Event.decode(t)
+				ev := decode(t, *b.Event)
 				require.Equal(t, string(ev.Type), b.Event.Type)
 				require.Equal(t, project, ev.ProjectID)
-				names, _ := members(t, b.Event.Data)
+				names, _ := sseclient.Members(t, b.Event.Data)
 				require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "cursor"}[:len(names)], names)
 				seen[b.Event.Type]++
 				if b.Event.Type == "agent.message" && text(t, ev) == until {

@@ -243,11 +243,11 @@ func (l *link) confirm(name string) {
 	f := l.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if t := f.tail[name]; t != nil && f.carrier[name] == l {
+	if u := f.tails[name]; u != nil && f.carrier[name] == l {
 		l.confirms++
 		l.confirmed[name] = l.confirms
-		t.question()
-		f.wantLocked(t, true)
+		u.tail.Question()
+		f.wantLocked(u.tail, true)
 	}
 }
 
@@ -264,9 +264,9 @@ func (l *link) question() {
 	defer f.mu.Unlock()
 	clear(l.confirmed)
 	for name, carrier := range f.carrier {
-		if t := f.tail[name]; t != nil && carrier == l {
-			t.question()
-			f.wantLocked(t, true)
+		if u := f.tails[name]; u != nil && carrier == l {
+			u.tail.Question()
+			f.wantLocked(u.tail, true)
 		}
 	}
 }
@@ -275,9 +275,9 @@ func (l *link) question() {
 func (l *link) deliver(name, payload string) {
 	f := l.feed
 	f.mu.RLock()
-	t := f.tail[name]
+	u := f.tails[name]
 	f.mu.RUnlock()
-	if t == nil {
+	if u == nil {
 		return // it was unsubscribed meanwhile
 	}
 	a, err := wire.Decode([]byte(payload))
@@ -288,7 +288,7 @@ func (l *link) deliver(name, payload string) {
 		f.bus.unreadable(err)
 		return
 	}
-	if !t.offer(a) {
-		f.want(true, t)
+	if !u.tail.Offer(a) {
+		f.want(true, u.tail)
 	}
 }

@@ -7,13 +7,14 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/redislog"
+	"github.com/syndarix/eventbus/internal/tail"
 )
 
 // fillBatch is how many logs are read in one round trip.
 const fillBatch = 64
 
 // want notes tails that are to be filled, urgently where they are not whole.
-func (f *feed) want(urgent bool, tails ...*tail) {
+func (f *feed) want(urgent bool, tails ...*tail.Tail) {
 	if len(tails) == 0 {
 		return
 	}
@@ -24,7 +25,7 @@ func (f *feed) want(urgent bool, tails ...*tail) {
 	}
 }
 
-func (f *feed) wantLocked(t *tail, urgent bool) {
+func (f *feed) wantLocked(t *tail.Tail, urgent bool) {
 	f.wanted[t] = f.wanted[t] || urgent
 	f.wants.Set()
 }
@@ -32,13 +33,13 @@ func (f *feed) wantLocked(t *tail, urgent bool) {
 // A fillQueue has the tails of one node that are to be filled: a node that does not
 // answer holds up only its own.
 type fillQueue struct {
-	urgent, routine map[*tail]bool
+	urgent, routine map[*tail.Tail]bool
 	busy            bool // a batch is under way
 }
 
 // take gives the next batch, those that are not whole first.
-func (q *fillQueue) take() (batch []*tail) {
-	for _, set := range []map[*tail]bool{q.urgent, q.routine} {
+func (q *fillQueue) take() (batch []*tail.Tail) {
+	for _, set := range []map[*tail.Tail]bool{q.urgent, q.routine} {
 		for t := range set {
 			if len(batch) == fillBatch {
 				return batch
@@ -53,7 +54,7 @@ func (q *fillQueue) take() (batch []*tail) {
 // A filled is the end of a batch.
 type filled struct {
 	queue         *fillQueue
-	batch, failed []*tail
+	batch, failed []*tail.Tail
 }
 
 // mend fills tails that are not whole at once, and looks after all of them now
@@ -68,7 +69,7 @@ func (f *feed) mend(ctx context.Context) {
 	queues := make(map[string]*fillQueue) // by node
 	done := make(chan filled)
 	var retry pace.Backoff
-	var failed, retried []*tail
+	var failed, retried []*tail.Tail
 	var again <-chan time.Time
 	for {
 		select {
@@ -81,15 +82,15 @@ func (f *feed) mend(ctx context.Context) {
 			failed, retried = nil, failed
 		case now := <-care.C:
 			f.dropCold(now)
-			f.want(true, f.tails(func(t *tail) bool { return t.stale(now) > 0 && !slices.Contains(failed, t) })...)
+			f.want(true, f.some(func(t *tail.Tail) bool { return t.Stale(now) > 0 && !slices.Contains(failed, t) })...)
 		case <-compare.C:
 			// What a connection that looks alive has not brought is in the logs.
 			// So that their logs live on, this takes in tails that only stay warm.
-			f.want(false, f.tails(func(*tail) bool { return true })...)
+			f.want(false, f.some(func(*tail.Tail) bool { return true })...)
 		case d := <-done:
 			d.queue.busy = false
 			failed = append(failed, d.failed...)
-			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail) bool { return slices.Contains(retried, t) }) {
+			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail.Tail) bool { return slices.Contains(retried, t) }) {
 				retry = pace.Backoff{}
 			} else if len(failed) > 0 && again == nil {
 				again = retry.After()
@@ -121,18 +122,18 @@ func (f *feed) mend(ctx context.Context) {
 func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	f.mu.Lock()
 	wanted := f.wanted
-	f.wanted = make(map[*tail]bool)
+	f.wanted = make(map[*tail.Tail]bool)
 	for t := range wanted {
-		if f.tail[t.name] != t {
+		if u := f.tails[t.Name]; u == nil || u.tail != t {
 			delete(wanted, t) // it was dropped
 		}
 	}
 	f.mu.Unlock()
 	for t, urgent := range wanted {
-		node := f.log.Node(ctx, t.name)
+		node := f.log.Node(ctx, t.Name)
 		q := queues[node]
 		if q == nil {
-			q = &fillQueue{urgent: make(map[*tail]bool), routine: make(map[*tail]bool)}
+			q = &fillQueue{urgent: make(map[*tail.Tail]bool), routine: make(map[*tail.Tail]bool)}
 			queues[node] = q
 		}
 		if urgent {
@@ -146,28 +147,29 @@ func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 
 // fill brings tails up to their logs' ends, and gives back those whose log could not
 // be read.
-func (f *feed) fill(ctx context.Context, tails []*tail) (failed []*tail) {
-	requests := make([]redislog.Request, len(tails))
+func (f *feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tail) {
+	asked, requests := make([]tail.Request, len(tails)), make([]redislog.Request, len(tails))
 	listened := make([]confirmation, len(tails))
 	for i, t := range tails {
 		listened[i] = f.confirmation(t)
-		requests[i] = t.want()
+		asked[i] = t.Want()
+		requests[i] = f.request(t, asked[i])
 	}
 	pages, errs := f.log.ReadMany(ctx, requests)
 	f.bus.stats.fills.Add(int64(len(tails)))
 	for i, t := range tails {
 		if errs[i] != nil {
 			f.bus.warn("filling from a log failed; trying again", errs[i])
-			t.unfilled()
+			t.Unfilled()
 			failed = append(failed, t)
 			continue
 		}
 		// The read counts as whole only if the channel was listened to all along.
 		listens := listened[i].number != 0 && f.confirmation(t) == listened[i]
-		if !t.fill(requests[i], pages[i], listens) && listens {
+		if !t.Fill(asked[i], pages[i], listens) && listens {
 			f.want(true, t)
 		}
-		if listens && t.deaf() {
+		if listens && t.Deaf() {
 			listened[i].link.end(errDeaf)
 		}
 	}
@@ -180,11 +182,11 @@ type confirmation struct {
 	number uint64
 }
 
-func (f *feed) confirmation(t *tail) confirmation {
+func (f *feed) confirmation(t *tail.Tail) confirmation {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	if l := f.carrier[t.name]; l != nil {
-		return confirmation{l, l.confirmed[t.name]}
+	if l := f.carrier[t.Name]; l != nil {
+		return confirmation{l, l.confirmed[t.Name]}
 	}
 	return confirmation{}
 }

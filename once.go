@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/tail"
 )
 
 // What several channels of a subscription have is delivered once, from the first of them in the
@@ -25,22 +26,22 @@ import (
 // when the last of them arose: no entry behind that notes a place in them.
 
 // elsewhere reports whether another lane than l delivers an entry of l.
-func (r *reader) elsewhere(l *lane, e *entry) bool {
+func (r *reader) elsewhere(l *lane, e *tail.Entry) bool {
 	if len(r.lanes) == 1 {
 		return false
 	}
-	if e.foreign {
-		return r.foreign.elsewhere(e.event.id, l)
+	if e.Foreign {
+		return r.foreign.elsewhere(e.Event.ID, l)
 	}
-	for name, at := range notes(e.also) {
+	for name, at := range notes(e.Also) {
 		for _, m := range r.lanes {
-			if m == l || m.tail.name != name || !m.delivers(at) {
+			if m == l || m.tail.Name != name || !m.delivers(at) {
 				continue
 			}
 			// The shards of a cluster lose what they lose each by itself: what is noted may be
 			// another event by now.
-			at.Mark = position.Fingerprint(e.event.id)
-			if !r.bus.log.PerChannel || !m.tail.another(at) {
+			at.Mark = position.Fingerprint(e.Event.ID)
+			if !r.bus.log.PerChannel || !m.tail.Another(at) {
 				return true
 			}
 		}
@@ -67,7 +68,7 @@ func (l *lane) pass(from, upto position.Position) {
 func (r *reader) passed() {
 	r.open = len(r.lanes) > 1
 	for _, l := range r.lanes {
-		reads, _ := l.tail.lastRead()
+		reads, _ := l.tail.LastRead()
 		l.endRead = reads + 2
 	}
 }
@@ -79,10 +80,10 @@ func (r *reader) isOpen() bool {
 		return false
 	}
 	for _, l := range r.lanes {
-		if reads, top := l.tail.lastRead(); l.endRead > 0 && reads >= l.endRead {
+		if reads, top := l.tail.LastRead(); l.endRead > 0 && reads >= l.endRead {
 			l.end, l.endRead = top, 0
 		}
-		if l.endRead > 0 || l.end.Beyond(l.place.pos) {
+		if l.endRead > 0 || l.end.Beyond(l.place.Pos) {
 			return true
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redislog"
+	"github.com/syndarix/eventbus/internal/tail"
 	"github.com/syndarix/eventbus/internal/wire"
 	"pgregory.net/rapid"
 )
@@ -57,14 +58,14 @@ func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
 	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
-		tl := openTail(t, last, nil)
-		tl.pages.read = func(_ redislog.Request, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) }
+		tl := tail.New("project:p", "p", new(atomic.Int64), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) })
+		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: last}, true))
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}
 	covered := Cursor{string(position.NewKey([]string{"project:p"}).Append(nil, func(int) position.Position { return position.Position{Epoch: 1000, Seq: 3} }))}
 	require.NoError(t, r.start(t.Context(), Subscription{After: covered}, []string{"project:p", "agent:a"}))
-	require.EqualValues(t, 3, r.lanes[0].place.pos.Seq)
-	require.Equal(t, end, r.lanes[1].place.pos)
+	require.EqualValues(t, 3, r.lanes[0].place.Pos.Seq)
+	require.Equal(t, end, r.lanes[1].place.Pos)
 	require.Equal(t, end, r.lanes[1].began)
 }
 
@@ -82,7 +83,7 @@ type modelLog struct {
 	epoch   int64
 	seq     int64
 	entries []position.LogEntry
-	tail    *tail
+	tail    *tail.Tail
 	removed int // how often entries were taken away
 }
 
@@ -95,7 +96,7 @@ func (l *modelLog) last() (position.Position, string) {
 	return p, ""
 }
 
-func (l *modelLog) page(r redislog.Request) *position.Page {
+func (l *modelLog) page(r tail.Request) *position.Page {
 	p := &position.Page{Asked: r.From}
 	p.Last, p.LastID = l.last()
 	if len(l.entries) > 0 {
@@ -145,12 +146,10 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 	m := &onceModel{t: t, clock: 1000, logs: make(map[string]*modelLog), names: []string{"project:p", "agent:a", "user:u"}, events: make(map[string]*modelEvent), corners: corners}
 	for _, name := range m.names {
 		l := &modelLog{name: name, epoch: m.clock}
-		l.tail = newTail(name, name, func(err error) { require.ErrorIs(t, err, errElsewhere) }, func(f func()) { go f() })
-		l.tail.pages.taken = new(atomic.Int64)
-		l.tail.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
+		l.tail = tail.New(name, name, new(atomic.Int64), func(err error) { require.ErrorIs(t, err, tail.ErrElsewhere) }, func(f func()) { go f() }, func(r tail.Request, done func(*position.Page, error)) {
 			page := l.page(r)
 			go done(page, nil)
-		}
+		})
 		m.logs[name] = l
 		m.fill(l)
 	}
@@ -158,8 +157,8 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 }
 
 func (m *onceModel) fill(l *modelLog) {
-	r := l.tail.want()
-	l.tail.fill(r, l.page(r), true)
+	r := l.tail.Want()
+	l.tail.Fill(r, l.page(r), true)
 }
 
 func (m *onceModel) some(label string) []string {
@@ -194,7 +193,7 @@ func (m *onceModel) publish() {
 		a.Also, a.Prev = also, prev
 		a.Position = position.Position{Epoch: pos.Epoch, Seq: pos.Seq}
 		m.messages = append(m.messages, func() {
-			if !l.tail.offer(a) {
+			if !l.tail.Offer(a) {
 				m.fill(l)
 			}
 		})
@@ -265,7 +264,7 @@ func (m *onceModel) rewind() {
 func (m *onceModel) cut() {
 	m.messages = nil
 	for _, l := range m.logs {
-		l.tail.question()
+		l.tail.Question()
 	}
 }
 
@@ -283,21 +282,21 @@ func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
 	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
 	for _, name := range channels {
-		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, channel: Channel{kind: ChannelKind(name)}, place: place{waiter: r.waiter}})
+		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, channel: Channel{kind: ChannelKind(name)}, place: tail.Place{Waiter: r.waiter}})
 	}
 	sub.After = c.cursor
 	require.NoError(m.t, r.start(context.Background(), sub, channels))
 	for _, l := range r.lanes {
-		if slices.Contains(c.channels, l.tail.name) {
+		if slices.Contains(c.channels, l.tail.Name) {
 			continue
 		}
-		log := m.logs[l.tail.name]
-		c.told[l.tail.name] = 0
+		log := m.logs[l.tail.Name]
+		c.told[l.tail.Name] = 0
 		if sub.Oldest {
-			c.told[l.tail.name] = log.removed
+			c.told[l.tail.Name] = log.removed
 		}
 		for _, e := range log.entries {
-			if sub.Oldest || e.Pos.Beyond(l.place.pos) {
+			if sub.Oldest || e.Pos.Beyond(l.place.Pos) {
 				c.expected[idOf(e.Event)] = true
 			}
 		}
@@ -332,7 +331,7 @@ func (m *onceModel) disconnect() {
 	c := m.chain
 	c.cursor = c.reader.cursor()
 	for _, l := range c.reader.lanes {
-		l.tail.forget(&l.place)
+		l.tail.Forget(&l.place)
 	}
 }
 
@@ -350,19 +349,19 @@ func (m *onceModel) read(steps int) {
 			name := string(st.gap.Channel.kind)
 			require.Less(m.t, c.told[name], m.logs[name].removed+1, "a gap in %s, where nothing was removed", name)
 			c.told[name] = m.logs[name].removed + 1
-			i := slices.IndexFunc(c.reader.lanes, func(l *lane) bool { return l.tail.name == name })
-			c.gaps[name] = append(c.gaps[name], position.Hole{From: st.gap.From.place(), Upto: c.reader.lanes[i].place.pos})
-		case len(st.entries) == 0:
+			i := slices.IndexFunc(c.reader.lanes, func(l *lane) bool { return l.tail.Name == name })
+			c.gaps[name] = append(c.gaps[name], position.Hole{From: st.gap.From.place(), Upto: c.reader.lanes[i].place.Pos})
+		case len(st.Entries) == 0:
 			return
 		default:
-			e := &st.entries[0]
+			e := &st.Entries[0]
 			wanted := c.reader.wants(st.lane, e)
 			c.reader.take(st, 1)
-			if m.events[e.event.id].removed[st.lane.tail.name] > 0 {
-				c.told[st.lane.tail.name] = 0 // its message has outlived it
+			if m.events[e.Event.ID].removed[st.lane.tail.Name] > 0 {
+				c.told[st.lane.tail.Name] = 0 // its message has outlived it
 			}
 			if wanted {
-				c.delivered[e.event.id]++
+				c.delivered[e.Event.ID]++
 			}
 		}
 	}
@@ -422,7 +421,7 @@ func (m *onceModel) check() {
 
 func (m *onceModel) describe() (s string) {
 	for _, l := range m.chain.reader.lanes {
-		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.name, l.place.pos, l.began, l.hole, m.logs[l.tail.name].page(redislog.Request{}).Last, m.chain.gaps[l.tail.name])
+		s += fmt.Sprintf("\n%s stands at %v, began at %v, hole %v, log %v, gaps %v", l.tail.Name, l.place.Pos, l.began, l.hole, m.logs[l.tail.Name].page(tail.Request{}).Last, m.chain.gaps[l.tail.Name])
 	}
 	return s
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/tail"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -76,12 +77,12 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 	var names []string
 	for _, c := range sub.Channels {
 		t := b.feed.acquire(c.String())
-		r.lanes = append(r.lanes, &lane{tail: t, channel: c, place: place{waiter: r.waiter}})
-		names = append(names, t.name)
+		r.lanes = append(r.lanes, &lane{tail: t, channel: c, place: tail.Place{Waiter: r.waiter}})
+		names = append(names, t.Name)
 	}
 	r.key = position.NewKey(names)
 	for _, l := range r.lanes {
-		if err := b.await(ctx, l.tail.opened); err != nil {
+		if err := b.await(ctx, l.tail.Opened); err != nil {
 			return err
 		}
 	}
@@ -91,8 +92,8 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 // start puts the lanes where the subscription begins: at the present, or elsewhere.
 func (r *reader) start(ctx context.Context, sub Subscription, names []string) error {
 	for _, l := range r.lanes {
-		l.tail.begin(&l.place)
-		l.began = l.place.pos
+		l.tail.Begin(&l.place)
+		l.began = l.place.Pos
 	}
 	r.passed()
 	after := sub.After
@@ -128,14 +129,14 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 	for i, e := range entries {
 		l := r.lanes[i]
 		if e != nil {
-			l.place.pos, l.began, l.hole = e.Pos, e.Began, e.Hole
+			l.place.Pos, l.began, l.hole = e.Pos, e.Began, e.Hole
 			continue
 		}
 		// The tail may be behind: other channels may have brought what is on its way to it.
-		if l.place.pos, err = l.tail.logEnd(ctx); err != nil {
+		if l.place.Pos, err = l.tail.LogEnd(ctx); err != nil {
 			return err
 		}
-		l.began = l.place.pos
+		l.began = l.place.Pos
 	}
 	return context.Cause(ctx)
 }
@@ -143,7 +144,7 @@ func (r *reader) start(ctx context.Context, sub Subscription, names []string) er
 // startAt puts all lanes at a position from which the first look at the log tells where they begin.
 func (r *reader) startAt(pos position.Position) {
 	for _, l := range r.lanes {
-		l.place.pos, l.began = pos, position.Position{}
+		l.place.Pos, l.began = pos, position.Position{}
 	}
 }
 
@@ -160,9 +161,9 @@ func (r *reader) startAtEvent(ctx context.Context, id string) error {
 		case err != nil:
 			return err
 		case ok:
-			l.place.pos = pos
+			l.place.Pos = pos
 		default:
-			l.place.pos = position.Unknown
+			l.place.Pos = position.Unknown
 		}
 		l.began = position.Position{}
 	}
@@ -171,8 +172,8 @@ func (r *reader) startAtEvent(ctx context.Context, id string) error {
 
 // findEvent looks for an event in a tail and then in its log, for one reader at
 // a time: searching a log is the dearest thing that a client can ask for.
-func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Position, bool, error) {
-	if pos, ok := t.locate(id); ok {
+func (b *Bus) findEvent(ctx context.Context, t *tail.Tail, id string) (position.Position, bool, error) {
+	if pos, ok := t.Locate(id); ok {
 		return pos, true, nil
 	}
 	select {
@@ -189,7 +190,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Posit
 	b.spawn(func() {
 		defer func() { <-b.searching }()
 		var a answer
-		a.pos, a.ok, a.err = b.log.Find(b.ctx, t.channel, id)
+		a.pos, a.ok, a.err = b.log.Find(b.ctx, t.Channel, id)
 		answers <- a
 	})
 	select {
@@ -202,7 +203,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail, id string) (position.Posit
 
 func (r *reader) close() {
 	for _, l := range r.lanes {
-		l.tail.forget(&l.place)
+		l.tail.Forget(&l.place)
 		r.bus.feed.release(l.tail)
 	}
 	if r.counted {

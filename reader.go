@@ -8,6 +8,7 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/tail"
 )
 
 // A reader is one subscription at work: a place in the tail of each channel. It
@@ -36,10 +37,10 @@ func (r *reader) ring() {
 
 // A lane is a reader's way through one channel.
 type lane struct {
-	tail    *tail
+	tail    *tail.Tail
 	channel Channel
-	place   place
-	view    view // entries to take next
+	place   tail.Place
+	view    tail.View // entries to take next
 
 	// What is before the place and was not delivered from here: see once.go.
 	began position.Position // where the subscription began, zero if by a cursor
@@ -60,7 +61,7 @@ type lane struct {
 // when time is up.
 type step struct {
 	lane *lane
-	view
+	tail.View
 	gap     *GapError
 	timeout bool
 }
@@ -82,12 +83,12 @@ func (r *reader) next(ctx context.Context, drain bool) (step, error) {
 		}
 		if draining {
 			for _, l := range r.lanes {
-				l.tail.show()
+				l.tail.Show()
 			}
 		}
 		st, err := r.step(ctx)
 		switch {
-		case st.gap != nil || len(st.entries) > 0:
+		case st.gap != nil || len(st.Entries) > 0:
 			return st, nil
 		case ctx.Err() != nil:
 			continue
@@ -140,7 +141,7 @@ func (r *reader) step(ctx context.Context) (step, error) {
 	var failed error
 	var next *lane
 	for _, l := range r.lanes {
-		if len(l.view.entries) == 0 {
+		if len(l.view.Entries) == 0 {
 			gap, err := r.load(ctx, l)
 			if gap != nil {
 				r.bus.stats.gaps.Add(1)
@@ -150,10 +151,10 @@ func (r *reader) step(ctx context.Context) (step, error) {
 				failed = err
 			}
 		}
-		if l.place.pos.IsZero() || l.place.pos == position.Unknown {
+		if l.place.Pos.IsZero() || l.place.Pos == position.Unknown {
 			return step{}, failed // where it begins decides what others deliver
 		}
-		if len(l.view.entries) > 0 && (next == nil || l.older(next)) {
+		if len(l.view.Entries) > 0 && (next == nil || l.older(next)) {
 			next = l
 		}
 	}
@@ -162,35 +163,35 @@ func (r *reader) step(ctx context.Context) (step, error) {
 	}
 	v := next.view
 	if len(r.lanes) > 1 {
-		v.entries = v.entries[:1] // then it may be another lane's turn
+		v.Entries = v.Entries[:1] // then it may be another lane's turn
 	}
-	return step{lane: next, view: v}, nil
+	return step{lane: next, View: v}, nil
 }
 
 // load gets a lane its next entries, from the tail or, where that does not reach
 // back far enough, from the log.
 func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 	for {
-		g := l.tail.look(&l.place)
-		l.view = g.view
-		if g.skipped {
-			return r.gap(l, l.place.pos, position.Unlogged), nil
+		g := l.tail.Look(&l.place)
+		l.view = g.View
+		if g.Skipped {
+			return r.gap(l, l.place.Pos, position.Unlogged), nil
 		}
-		if !g.behind {
+		if !g.Behind {
 			return nil, nil
 		}
 		if time.Now().Before(l.again) {
 			return nil, l.failed
 		}
-		v, pos, gap, err := l.tail.after(ctx, l.place.pos)
-		l.place.anyway, l.failed = err != nil, err
+		v, pos, gap, err := l.tail.After(ctx, l.place.Pos)
+		l.place.Anyway, l.failed = err != nil, err
 		if err != nil {
 			l.again = time.Now().Add(l.retry.Next())
 			return nil, err
 		}
 		l.retry = pace.Backoff{}
-		from := l.place.pos
-		l.place.pos, l.view = pos, v
+		from := l.place.Pos
+		l.place.Pos, l.view = pos, v
 		if from.IsZero() || from == position.Unknown {
 			l.began, from = pos, position.Position{}
 			r.passed()
@@ -201,10 +202,10 @@ func (r *reader) load(ctx context.Context, l *lane) (*GapError, error) {
 		if gap != "" {
 			return r.gap(l, from, gap), nil
 		}
-		if len(v.entries) > 0 {
+		if len(v.Entries) > 0 {
 			return nil, nil
 		}
-		l.place.atEnd = pos == from
+		l.place.AtEnd = pos == from
 	}
 }
 
@@ -215,45 +216,45 @@ func (r *reader) gap(l *lane, from position.Position, reason position.Reason) *G
 
 // older tells whether the next event of l happened before that of m.
 func (l *lane) older(m *lane) bool {
-	a, b := l.view.entries[0].event, m.view.entries[0].event
-	return a == nil || b != nil && a.timestamp.Before(b.timestamp)
+	a, b := l.view.Entries[0].Event, m.view.Entries[0].Event
+	return a == nil || b != nil && a.Timestamp.Before(b.Timestamp)
 }
 
 // take moves the step's lane over its next n entries.
 func (r *reader) take(st step, n int) {
 	l := st.lane
-	l.place.advance(l.view.entries[:n])
-	l.view.entries = l.view.entries[n:]
+	l.place.Advance(l.view.Entries[:n])
+	l.view.Entries = l.view.Entries[n:]
 }
 
 // wants reports whether the entry of a step is to be delivered: not when its type is left
 // out, and not when another lane delivers its event.
-func (r *reader) wants(l *lane, e *entry) bool {
-	return e.event != nil && !r.elsewhere(l, e) && r.types.has(e.event.typ)
+func (r *reader) wants(l *lane, e *tail.Entry) bool {
+	return e.Event != nil && !r.elsewhere(l, e) && r.types.has(e.Event.Type)
 }
 
 // positions gives where the reader stands in each lane.
 func (r *reader) positions(into []position.Position) []position.Position {
 	into = into[:0]
 	for _, l := range r.lanes {
-		into = append(into, l.place.pos)
+		into = append(into, l.place.Pos)
 	}
 	return into
 }
 
 // stands tells whether the reader is at exactly these positions.
 func (r *reader) stands(at []position.Position) bool {
-	return slices.EqualFunc(r.lanes, at, func(l *lane, p position.Position) bool { return l.place.pos == p })
+	return slices.EqualFunc(r.lanes, at, func(l *lane, p position.Position) bool { return l.place.Pos == p })
 }
 
 // cursor covers all lanes.
 func (r *reader) cursor() Cursor {
 	if !r.isOpen() {
-		return Cursor{string(r.key.Append(nil, func(i int) position.Position { return r.lanes[i].place.pos }))}
+		return Cursor{string(r.key.Append(nil, func(i int) position.Position { return r.lanes[i].place.Pos }))}
 	}
 	entries := make([]position.Entry, len(r.lanes))
 	for i, l := range r.lanes {
-		entries[i] = position.Entry{Pos: l.place.pos, Began: l.began, Hole: l.hole}
+		entries[i] = position.Entry{Pos: l.place.Pos, Began: l.began, Hole: l.hole}
 	}
 	return Cursor{string(r.key.AppendAll(nil, entries))}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/internal/testing/redistest"
+	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
 // The environment of a process that is this test binary, run as a server.
@@ -201,7 +202,7 @@ func (b *browser) run() {
 			b.connected()
 			b.connected = nil
 		}
-		p, buf := newSSEParser(), make([]byte, 64<<10)
+		p, buf := sseclient.New(""), make([]byte, 64<<10)
 		for err == nil {
 			var got int
 			got, err = response.Body.Read(buf)

@@ -168,29 +168,29 @@ func (s *stream) render(st step) Frame {
 		s.buf = wire.AppendGap(s.buf[:0], st.gap.Cursor.text, st.gap.Channel.String(), string(st.gap.Reason), st.gap.From.String())
 		s.sent = r.positions(s.sent)
 		return s.buf
-	case len(st.entries) == 0:
+	case len(st.Entries) == 0:
 		return nil
 	case len(r.lanes) == 1 && r.types == nil:
 		// The frames lie in memory as they are sent.
-		frame := st.frames(0, len(st.entries))
-		r.take(st, len(st.entries))
+		frame := st.Frames(0, len(st.Entries))
+		r.take(st, len(st.Entries))
 		if len(frame) > 0 {
 			s.sent = r.positions(s.sent)
 		}
 		return frame
 	}
 	s.buf = s.buf[:0]
-	for i := range st.entries {
-		e := &st.entries[i]
+	for i := range st.Entries {
+		e := &st.Entries[i]
 		wanted := r.wants(st.lane, e)
 		r.take(st, 1)
 		if !wanted {
 			continue
 		}
-		if !e.foreign {
+		if !e.Foreign {
 			s.buf = s.idBlock(s.buf)
 		}
-		s.buf = append(s.buf, st.buf[e.body:e.end]...)
+		s.buf = append(s.buf, st.Block(e)...)
 	}
 	return s.buf
 }

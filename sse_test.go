@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/syndarix/eventbus"
 	"github.com/syndarix/eventbus/embedded"
+	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
 // quiet is for tests that provoke warnings.
@@ -58,7 +58,7 @@ func TestEventFrameIsTheContract(t *testing.T) {
 			require.Equal(t, "data: "+b.Event.Data, b.Lines[2])
 			requireCursor(t, b.Event.LastEventID)
 
-			names, values := members(t, b.Event.Data)
+			names, values := sseclient.Members(t, b.Event.Data)
 			require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "cursor"}, names)
 			var cursor string
 			require.NoError(t, json.Unmarshal(values["cursor"], &cursor))
@@ -67,7 +67,7 @@ func TestEventFrameIsTheContract(t *testing.T) {
 			require.Len(t, logged, 1, "the cursor in the data is the ID of the log's entry")
 			want := strings.TrimSuffix(logged[0].Values["event"].(string), "}") + `,"cursor":"` + cursor + `"}`
 			require.Equal(t, want, b.Event.Data)
-			if text(t, b.Event.decode(t)) == "again" {
+			if text(t, decode(t, *b.Event)) == "again" {
 				newest, err := rdb.XRevRangeN(t.Context(), logOf(channel), "+", "-", 1).Result()
 				require.NoError(t, err)
 				require.Equal(t, newest[0].ID, cursor)
@@ -136,7 +136,7 @@ func TestForeignEventHasNoIDAndKeepsTheLastOne(t *testing.T) {
 				require.False(t, b.Has("id"), "%q", b.Lines)
 				require.Equal(t, before, s.LastEventID)
 				require.Equal(t, "agent.message", b.Event.Type)
-				names, values := members(t, b.Event.Data)
+				names, values := sseclient.Members(t, b.Event.Data)
 				require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload"}, names)
 				require.JSONEq(t, `{"message": "Processing task...", "progress": 50}`, string(values["payload"]))
 
@@ -146,7 +146,7 @@ func TestForeignEventHasNoIDAndKeepsTheLastOne(t *testing.T) {
 				// Never replayed: whoever comes back does not get it again.
 				again := joined(t, server, lastEventID(before)).event()
 				require.NotEqual(t, b.Event.Data, again.Data)
-				require.Equal(t, "after", again.text(t))
+				require.Equal(t, "after", textOf(t, again))
 			})
 		})
 	}
@@ -157,7 +157,7 @@ func TestSubscribeSSEGivesWholeBlocks(t *testing.T) {
 		bus := newBus(t, rdb, eventbus.WithKeepalive(20*time.Millisecond))
 		project := uuid.New()
 		ctx := deadline(t)
-		p := newSSEParser()
+		p := sseclient.New("")
 		var got []string
 		frames, comments := 0, 0
 		for frame, err := range bus.SubscribeSSE(ctx, eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}}) {
@@ -165,7 +165,7 @@ func TestSubscribeSSEGivesWholeBlocks(t *testing.T) {
 			require.True(t, bytes.HasSuffix(frame, []byte("\n\n")), "%q", frame)
 			for _, b := range p.Parse(frame) {
 				if b.Event != nil {
-					got = append(got, b.Event.text(t))
+					got = append(got, textOf(t, *b.Event))
 				} else if b.Comment() {
 					comments++
 				}
@@ -234,7 +234,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 	t.Run("shutdown", func(t *testing.T) {
 		bus := newBus(t, rdb, eventbus.WithRetry(100*time.Millisecond))
 		shut := make(chan error, 1)
-		p := newSSEParser()
+		p := sseclient.New("")
 		var last error
 		var final sseBlock
 		frames := 0
@@ -280,8 +280,7 @@ func TestCutAfterAnyFrameLosesNothing(t *testing.T) {
 		for {
 			for frame, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Channels: channels, LastEventID: id}) {
 				require.NoError(t, err)
-				p := newSSEParser()
-				p.id = id
+				p := sseclient.New(id)
 				for _, b := range p.Parse(frame) {
 					switch {
 					case b.Event == nil:
@@ -290,7 +289,7 @@ func TestCutAfterAnyFrameLosesNothing(t *testing.T) {
 						require.NoError(t, json.Unmarshal([]byte(b.Event.Data), &g))
 						gaps = append(gaps, g.Channel+" "+g.Reason)
 					default:
-						texts = append(texts, b.Event.text(t))
+						texts = append(texts, textOf(t, *b.Event))
 					}
 				}
 				id = p.LastEventID
@@ -315,80 +314,4 @@ func TestCutAfterAnyFrameLosesNothing(t *testing.T) {
 			}
 		})
 	}
-}
-
-// Whatever text is in an event, a conforming parser gets exactly that event out of
-// its frame, and nothing else.
-func FuzzFrame(f *testing.F) {
-	f.Add("550e8400-e29b-41d4-a716-446655440000", "agent.message", "message", "hello", uint8(0), true)
-	f.Add("", "a.b", "", "line\nline\r\nline\rdata: x\n\nid: y\n\n", uint8(1), true)
-	f.Add("id\nid: 2\n\n", "x.y-z_0", "\u2028", "\u2028\u2029\u0085\x00\uFEFF", uint8(2), false)
-	f.Add("\xff\xfe", "agent.message\ndata: x", "k", "\xed\xa0\x80", uint8(3), true)
-	f.Add("\r", "stream.gap", "cursor", `","cursor":"1-1"}`, uint8(2), true)
-	f.Add(strings.Repeat("\r\n\n\r", 100), "a.b\r", "\U0010FFFF\uFFFE", strings.Repeat("data: x\n\n", 1000), uint8(1), false)
-	f.Add("\x00", "a.b:c", ": comment", "retry: 1\rid: \x00\r\r", uint8(3), true)
-	channel := eventbus.ProjectChannel(uuid.New())
-	pos, err := eventbus.ParsePosition("1763868000000-42")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, id, typ, key, value string, lines uint8, logged bool) {
-		wire := map[string]any{
-			"id": id, "type": typ, "timestamp": "2024-01-15T10:30:00.123456Z",
-			"project_id": "550e8400-e29b-41d4-a716-446655440001", "actor_type": "system",
-			"payload": map[string]any{key: value, "list": []any{value, 1.5, nil}},
-		}
-		data, err := json.Marshal(wire)
-		require.NoError(t, err)
-		if end := []string{"", "\n", "\r", "\r\n"}[lines%4]; end != "" { // some write JSON on many lines
-			var b bytes.Buffer
-			require.NoError(t, json.Indent(&b, data, "", " "))
-			data = bytes.ReplaceAll(b.Bytes(), []byte("\n"), []byte(end))
-		}
-		at := pos
-		if !logged {
-			at = eventbus.Position{}
-		}
-		frame, ev, err := eventbus.FrameOf(channel, at, data)
-		if err != nil {
-			if len(typ) <= 128 && !strings.HasPrefix(typ, "stream.") {
-				require.NotRegexp(t, `^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$`, typ, "refused: %s", err)
-			}
-			return
-		}
-		require.True(t, utf8.Valid(frame))
-
-		// Each way of cutting the stream, and with a stream around the frame.
-		var blocks []sseBlock
-		p := newSSEParser()
-		for _, c := range "id: before\n\n" + string(frame) + ":\n\n" {
-			blocks = append(blocks, p.Parse([]byte(string(c)))...)
-		}
-		require.Equal(t, blocks, newSSEParser().Parse([]byte("id: before\n\n"+string(frame)+":\n\n")))
-		require.Len(t, blocks, 3)
-		require.Empty(t, p.Unfinished())
-		e := blocks[1].Event
-		require.NotNil(t, e)
-		require.Equal(t, typ, e.Type)
-		if logged {
-			require.Equal(t, ev.Cursor.String(), e.LastEventID)
-			require.Equal(t, e.LastEventID, p.LastEventID)
-		} else {
-			require.Equal(t, "before", e.LastEventID)
-		}
-		names, _ := members(t, e.Data)
-		require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "cursor"}[:len(names)], names)
-		require.Equal(t, logged, len(names) == 8)
-
-		wire["actor_id"] = nil
-		if logged {
-			wire["cursor"] = pos.String()
-		}
-		want, err := json.Marshal(wire)
-		require.NoError(t, err)
-		require.JSONEq(t, string(want), e.Data)
-		// An iterator gets the same payload.
-		_, values := members(t, e.Data)
-		require.Equal(t, string(values["payload"]), string(ev.Payload))
-	})
 }

@@ -138,20 +138,20 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 			if st.gap != nil && !yield(Event{}, st.gap) {
 				return
 			}
-			for i := range st.entries {
-				e := &st.entries[i]
+			for i := range st.Entries {
+				e := &st.Entries[i]
 				wanted := r.wants(st.lane, e)
 				r.take(st, 1)
 				if !wanted {
 					continue
 				}
-				found := st.event(e)
+				found := st.Event(e)
 				ev := eventOf(&found)
 				ev.Payload, ev.Channel = bytes.Clone(ev.Payload), st.lane.channel
-				if len(r.lanes) > 1 || e.foreign {
+				if len(r.lanes) > 1 || e.Foreign {
 					ev.Cursor = r.cursor()
 				} else {
-					ev.Cursor = Cursor{st.cursor(e)}
+					ev.Cursor = Cursor{st.Cursor(e)}
 				}
 				if !yield(ev, nil) {
 					return

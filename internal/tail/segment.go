@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"slices"
@@ -9,12 +9,12 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// An entry is one event as its tail, or a page of its log, holds it.
-type entry struct {
+// An Entry is one event as its tail, or a page of its log, holds it.
+type Entry struct {
 	pos     position.Position // where a reader stands who has taken it
-	event   *envelope         // nil for a log entry that could not be read: it is passed over
-	also    string            // where the event was appended before, as in append.lua
-	foreign bool              // the event is in no log
+	Event   *envelope         // nil for a log entry that could not be read: it is passed over
+	Also    string            // where the event was appended before, as in append.lua
+	Foreign bool              // the event is in no log
 
 	// The frame of the event is buf[start:end] of its segment. What follows its id
 	// field begins at body, and within that its payload.
@@ -23,9 +23,9 @@ type entry struct {
 
 // An envelope is what has been decoded of an event, beside its payload. A ring has thousands.
 type envelope struct {
-	id        string
-	typ       string
-	timestamp time.Time
+	ID        string
+	Type      string
+	Timestamp time.Time
 	project   uuid.UUID
 	actor     *uuid.UUID
 	actorType string
@@ -38,7 +38,7 @@ type envelope struct {
 type segment struct {
 	first   uint64            // ordinal of entries[0] in its tail
 	before  position.Position // where a reader stands who has taken none of it
-	entries []entry
+	entries []Entry
 	buf     []byte
 }
 
@@ -60,41 +60,44 @@ func (s *segment) takes(payload int) bool {
 		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
 }
 
-// A view is a stretch of a segment that a reader may look at without a lock. Every reader that sleeps has some
+// A View is a stretch of a segment that a reader may look at without a lock. Every reader that sleeps has some
 // on its stack: a few words more, and a stack is twice as large.
-type view struct {
-	entries []entry
+type View struct {
+	Entries []Entry
 	buf     []byte
 }
 
 // from gives the entries from the i-th on.
-func (s *segment) from(i int) view {
-	return view{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
+func (s *segment) from(i int) View {
+	return View{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
-// event gives an event. Its payload is everybody's.
-func (v view) event(e *entry) wire.Event {
+// Event gives an event. Its payload is everybody's.
+func (v View) Event(e *Entry) wire.Event {
 	ev := wire.Event{
-		ID: e.event.id, Type: e.event.typ, Timestamp: e.event.timestamp, ProjectID: e.event.project,
-		ActorType: e.event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd],
+		ID: e.Event.ID, Type: e.Event.Type, Timestamp: e.Event.Timestamp, ProjectID: e.Event.project,
+		ActorType: e.Event.actorType, Payload: v.buf[e.payload:e.payloadEnd:e.payloadEnd],
 	}
-	if e.event.actor != nil {
-		actor := *e.event.actor
+	if e.Event.actor != nil {
+		actor := *e.Event.actor
 		ev.ActorID = &actor
 	}
-	if !e.foreign {
+	if !e.Foreign {
 		ev.Position = e.pos
 	}
 	return ev
 }
 
-// cursor is that of a subscription to this channel alone, right behind an event of the log.
-func (v view) cursor(e *entry) string {
+// Cursor is that of a subscription to this channel alone, right behind an event of the log.
+func (v View) Cursor(e *Entry) string {
 	return string(v.buf[int(e.start)+len(wire.IDField) : e.body-1])
 }
 
-// frames are the frames of the entries i to j, exclusive.
-func (v view) frames(i, j int) []byte { return v.buf[v.entries[i].start:v.entries[j-1].end] }
+// Frames are the frames of the entries i to j, exclusive.
+func (v View) Frames(i, j int) []byte { return v.buf[v.Entries[i].start:v.Entries[j-1].end] }
+
+// Block is what the frame of an entry has behind its id.
+func (v View) Block(e *Entry) []byte { return v.buf[e.body:e.end] }
 
 // add appends an event behind position pos, with the cursor that its channel's key makes of that.
 func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, also string) {
@@ -105,9 +108,9 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 		}
 		s.buf = append(make([]byte, 0, room), s.buf...)
 	}
-	e := entry{pos: pos, also: also, foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
-	e.event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
-	if !e.foreign {
+	e := Entry{pos: pos, Also: also, Foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
+	e.Event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
+	if !e.Foreign {
 		s.buf = append(s.buf, wire.IDField...)
 		s.buf = key.Append(s.buf, func(int) position.Position { return pos })
 		s.buf = append(s.buf, '\n')
@@ -121,7 +124,7 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 // skip appends an entry for something in the log that is no event.
 func (s *segment) skip(pos position.Position) {
 	n := int32(len(s.buf))
-	s.entries = append(s.entries, entry{pos: pos, start: n, body: n, end: n})
+	s.entries = append(s.entries, Entry{pos: pos, start: n, body: n, end: n})
 }
 
 // addLogged appends an entry of the log. It passes over what is no event, with an error.

@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"cmp"
@@ -7,22 +7,17 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // TestPageOfBefore: what was being read when the log turned out to be another is not kept.
 func TestPageOfBefore(t *testing.T) {
-	c := ProjectChannel(uuid.New())
 	pos := position.Position{Epoch: 1000, Seq: 1}
 	lp := &position.Page{First: pos, Last: position.Position{Epoch: 1000, Seq: 2}, Entries: []position.LogEntry{{Pos: pos, Event: []byte("{}")}, {Pos: position.Position{Epoch: 1000, Seq: 2}, Event: []byte("{}")}}}
 	for _, cleared := range []bool{false, true} {
-		tl := newTail(c.String(), c.String(), func(error) {}, nil)
-		tl.pages.taken = new(atomic.Int64)
 		var land func(*position.Page, error)
-		tl.pages.read = func(_ redislog.Request, done func(*position.Page, error)) { land = done }
+		tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, nil, func(_ Request, done func(*position.Page, error)) { land = done })
 		tl.pages.join(tl, pos)
 		if cleared {
 			tl.pages.clear()
@@ -40,9 +35,9 @@ func TestKeptPagesAreNotReadAgain(t *testing.T) {
 	reads.atOnce = true
 	for _, from := range []int64{5*pageEvents + 1, 1, 3} {
 		for pos := (position.Position{Epoch: 1000, Seq: from}); pos.Seq < events; {
-			v, _, _, err := tl.after(t.Context(), pos)
+			v, _, _, err := tl.After(t.Context(), pos)
 			require.NoError(t, err)
-			pos = v.entries[len(v.entries)-1].pos
+			pos = v.Entries[len(v.Entries)-1].pos
 		}
 	}
 	require.Len(t, reads.from, 11)
@@ -55,11 +50,11 @@ func TestPagesOfLargeEvents(t *testing.T) {
 	reads.atOnce, reads.most = true, 100
 	for range 2 {
 		for pos := (position.Position{Epoch: 1000, Seq: 1}); pos.Seq < events; {
-			v, _, gap, err := tl.after(t.Context(), pos)
+			v, _, gap, err := tl.After(t.Context(), pos)
 			require.NoError(t, err)
 			require.Empty(t, gap)
-			require.Equal(t, pos.Seq+1, v.entries[0].pos.Seq)
-			pos = v.entries[len(v.entries)-1].pos
+			require.Equal(t, pos.Seq+1, v.Entries[0].pos.Seq)
+			pos = v.Entries[len(v.Entries)-1].pos
 		}
 	}
 	require.Len(t, reads.from, 11)
@@ -76,9 +71,9 @@ func TestManyReadersOfManyPages(t *testing.T) {
 			wg.Go(func() {
 				for n := range int64(20) {
 					pos := position.Position{Epoch: 1000, Seq: 1 + (i*i*997+n*pageEvents)%(events-1)}
-					v, _, gap, err := tl.after(t.Context(), pos)
-					if err != nil || gap != "" || len(v.entries) == 0 || v.entries[0].pos.Seq != pos.Seq+1 {
-						t.Error("behind", pos, "came", len(v.entries), gap, err)
+					v, _, gap, err := tl.After(t.Context(), pos)
+					if err != nil || gap != "" || len(v.Entries) == 0 || v.Entries[0].pos.Seq != pos.Seq+1 {
+						t.Error("behind", pos, "came", len(v.Entries), gap, err)
 					}
 					if i == 0 {
 						tl.pages.clear()
@@ -100,11 +95,9 @@ type pageReads struct {
 }
 
 // pagedTail makes a tail whose log has so many events.
-func pagedTail(events int64) (*tail, *pageReads) {
-	c, reads := ProjectChannel(uuid.New()), &pageReads{}
-	tl := newTail(c.String(), c.String(), func(error) {}, nil)
-	tl.pages.taken = new(atomic.Int64)
-	tl.pages.read = func(r redislog.Request, done func(*position.Page, error)) {
+func pagedTail(events int64) (*Tail, *pageReads) {
+	reads := &pageReads{}
+	tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, nil, func(r Request, done func(*position.Page, error)) {
 		lp := &position.Page{Asked: r.From, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}
 		for seq := max(r.From.Seq, 1); seq <= events && len(lp.Entries) < min(r.Count, cmp.Or(reads.most, r.Count)); seq++ {
 			lp.Entries = append(lp.Entries, position.LogEntry{Pos: position.Position{Epoch: 1000, Seq: seq}, Event: []byte("{}")})
@@ -114,6 +107,6 @@ func pagedTail(events int64) (*tail, *pageReads) {
 		if reads.atOnce {
 			go done(lp, nil)
 		}
-	}
+	})
 	return tl, reads
 }

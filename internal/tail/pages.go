@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // The pages of a tail are older entries of its channel, read from the log for
@@ -17,8 +16,8 @@ import (
 // readers that come back at once cost one read for each page, not one each.
 // A page is bounded in events and bytes.
 type pages struct {
-	read  func(r redislog.Request, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
-	taken *atomic.Int64                                              // bytes of all pages of the bus
+	read  func(r Request, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
+	taken *atomic.Int64                                     // bytes of all pages of the bus
 
 	mu      sync.Mutex                    // guards following
 	kept    []*page                       // the one used last at the end
@@ -48,10 +47,10 @@ const (
 	pageUnused = 30 * time.Second // after that a page is dropped
 )
 
-// after gives entries that follow pos; or the gap that a reader at pos has to be
+// After gives entries that follow pos; or the gap that a reader at pos has to be
 // told of, with the position that it goes on from; or neither, when pos is where
 // the log ends.
-func (t *tail) after(ctx context.Context, pos position.Position) (view, position.Position, position.Reason, error) {
+func (t *Tail) After(ctx context.Context, pos position.Position) (View, position.Position, position.Reason, error) {
 	from := gridded(pos)
 	arrived := t.pages.begun()
 	for {
@@ -66,10 +65,10 @@ func (t *tail) after(ctx context.Context, pos position.Position) (view, position
 		select {
 		case <-f.done:
 		case <-ctx.Done():
-			return view{}, pos, "", context.Cause(ctx)
+			return View{}, pos, "", context.Cause(ctx)
 		}
 		if f.err != nil {
-			return view{}, pos, "", f.err
+			return View{}, pos, "", f.err
 		}
 		if v, ok := f.page.from(pos); ok {
 			return v, pos, "", nil
@@ -79,18 +78,18 @@ func (t *tail) after(ctx context.Context, pos position.Position) (view, position
 		}
 		start, gap := f.page.Resume(pos)
 		if gap != "" || start != pos || pos.Same(f.page.Last) {
-			return view{}, start, gap, nil
+			return View{}, start, gap, nil
 		}
 		from = pos // the page ended for its bytes, before it came to pos
 	}
 }
 
-// logEnd asks where the log ends now, until there is an answer.
-func (t *tail) logEnd(ctx context.Context) (position.Position, error) {
+// LogEnd asks where the log ends now, until there is an answer.
+func (t *Tail) LogEnd(ctx context.Context) (position.Position, error) {
 	var retry pace.Backoff
 	for {
 		answers := make(chan *position.Page, 1)
-		t.pages.read(redislog.Request{Channel: t.channel}, func(lp *position.Page, _ error) { answers <- lp })
+		t.pages.read(Request{}, func(lp *position.Page, _ error) { answers <- lp })
 		select {
 		case page := <-answers:
 			if page != nil {
@@ -113,20 +112,20 @@ func gridded(pos position.Position) position.Position {
 }
 
 // from gives the page's entries behind pos, if pos is in the page and not its end.
-func (p *page) from(pos position.Position) (view, bool) {
+func (p *page) from(pos position.Position) (View, bool) {
 	s := p.segment
 	if len(s.entries) == 0 || pos.IsZero() {
-		return view{}, false
+		return View{}, false
 	}
 	first := s.entries[0].pos
 	i := int(pos.Seq - first.Seq) // numbers in a page are consecutive
 	switch {
 	case pos.Epoch != first.Epoch || i < -1 || i >= len(s.entries)-1:
-		return view{}, false
+		return View{}, false
 	case i >= 0 && !s.entries[i].pos.Same(pos):
-		return view{}, false
+		return View{}, false
 	case i < 0 && pos.Mark != 0 && p.Asked.Seq > pos.Seq:
-		return view{}, false // the event at pos was not asked for, to compare with
+		return View{}, false // the event at pos was not asked for, to compare with
 	}
 	return s.from(i + 1), true
 }
@@ -138,7 +137,7 @@ func (ps *pages) begun() uint64 {
 }
 
 // find looks among the pages that are kept for entries behind pos, or for one that ends there.
-func (ps *pages) find(pos position.Position) (v view, ok, ends bool) {
+func (ps *pages) find(pos position.Position) (v View, ok, ends bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for i, p := range ps.kept {
@@ -149,11 +148,11 @@ func (ps *pages) find(pos position.Position) (v view, ok, ends bool) {
 		}
 		ends = ends || p.segment.entries[len(p.segment.entries)-1].pos.Same(pos)
 	}
-	return view{}, false, ends
+	return View{}, false, ends
 }
 
 // join gives the flight that brings the page that begins at from, or begins it.
-func (ps *pages) join(t *tail, from position.Position) *flight {
+func (ps *pages) join(t *Tail, from position.Position) *flight {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if f := ps.flights[from]; f != nil {
@@ -165,7 +164,7 @@ func (ps *pages) join(t *tail, from position.Position) *flight {
 		ps.flights = make(map[position.Position]*flight)
 	}
 	ps.flights[from] = f
-	ps.read(redislog.Request{Channel: t.channel, From: from, Count: pageEvents + 1}, func(lp *position.Page, err error) {
+	ps.read(Request{From: from, Count: pageEvents + 1}, func(lp *position.Page, err error) {
 		var bad []error
 		if f.err = err; err == nil {
 			f.page = &page{Page: lp, used: time.Now()}
@@ -204,7 +203,7 @@ func encode(key position.Key, lp *position.Page) (s *segment, bad []error) {
 	for i := range lp.Entries {
 		bytes += len(lp.Entries[i].Event)
 	}
-	s = &segment{buf: make([]byte, 0, bytes+256*len(lp.Entries)), entries: make([]entry, 0, len(lp.Entries))}
+	s = &segment{buf: make([]byte, 0, bytes+256*len(lp.Entries)), entries: make([]Entry, 0, len(lp.Entries))}
 	for i, e := range lp.Entries {
 		if i > 0 && (!e.Pos.Follows(lp.Entries[i-1].Pos) || len(s.buf) > mostFrames) {
 			break
@@ -246,6 +245,12 @@ func (ps *pages) dropLocked(n int) {
 	}
 	ps.kept = slices.Delete(ps.kept, 0, n)
 }
+
+// Expire drops the pages that nobody has used for a while.
+func (t *Tail) Expire(now time.Time) { t.pages.expire(now) }
+
+// Drop is the end of a tail.
+func (t *Tail) Drop() { t.pages.clear() }
 
 // clear drops all pages, also those that are on their way, but for who waits for them.
 func (ps *pages) clear() {

@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"testing"
@@ -8,14 +8,15 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/testing/sample"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A crowd is the readers of one tail.
 type crowd struct {
 	*testing.T
-	tail   *tail
-	places []place
+	tail   *Tail
+	places []Place
 }
 
 const (
@@ -27,11 +28,11 @@ const (
 func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 	t.Run(name, func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := &crowd{t, benchTail(t, 1), make([]place, crowdSize)}
+			c := &crowd{t, benchTail(t, 1), make([]Place, crowdSize)}
 			for i := range c.places {
-				c.places[i] = place{waiter: pace.NewFlag(), pos: c.tail.last}
+				c.places[i] = Place{Waiter: pace.NewFlag(), Pos: c.tail.last}
 			}
-			c.tail.show()
+			c.tail.Show()
 			c.visit(0, crowdSize, 0)
 			test(c)
 		})
@@ -42,7 +43,7 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 func (c *crowd) publish(n int) {
 	var events []wire.Event
 	for range n {
-		events = append(events, validWire(c))
+		events = append(events, sample.Event())
 	}
 	c.tail.mu.Lock()
 	defer c.tail.mu.Unlock()
@@ -56,11 +57,11 @@ func (c *crowd) publish(n int) {
 // visit lets some readers look, each of which finds so many events, and sleeps again.
 func (c *crowd) visit(from, to, want int) {
 	for i := from; i < to; i++ {
-		g := c.tail.look(&c.places[i])
-		require.Len(c, g.entries, want, i)
+		g := c.tail.Look(&c.places[i])
+		require.Len(c, g.Entries, want, i)
 		if want > 0 {
-			c.places[i].advance(g.entries)
-			require.Empty(c, c.tail.look(&c.places[i]).entries)
+			c.places[i].Advance(g.Entries)
+			require.Empty(c, c.tail.Look(&c.places[i]).Entries)
 		}
 	}
 }
@@ -70,7 +71,7 @@ func (c *crowd) woken() (n int) {
 	synctest.Wait()
 	for i := range c.places {
 		select {
-		case <-c.places[i].waiter:
+		case <-c.places[i].Waiter:
 			n++
 		default:
 		}

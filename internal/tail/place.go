@@ -1,15 +1,15 @@
-package eventbus
+package tail
 
 import (
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A place is where a reader stands in a tail. The position alone would do; the
+// A Place is where a reader stands in a tail. The position alone would do; the
 // rest saves the search, and covers foreign events, which have no position.
-type place struct {
-	pos      position.Position
-	anyway   bool   // the log cannot be read: take what the tail has, even if it is unsure
+type Place struct {
+	Pos      position.Position
+	Anyway   bool   // the log cannot be read: take what the tail has, even if it is unsure
 	attached bool   // the following are of use
 	run      uint64 // the tail's, when it attached
 	ord      uint64 // ordinal of the entry to read next
@@ -17,13 +17,13 @@ type place struct {
 
 	// The log ends at pos, as far as a read could tell that was begun when the
 	// tail was at tailRun and tailNext: there is nothing to do but wait.
-	atEnd             bool
+	AtEnd             bool
 	tailRun, tailNext uint64
 
 	wave uint64 // the last in which the reader was given something,
 	upto uint64 // up to this ordinal
 
-	waiter pace.Flag // woken when the tail has something new
+	Waiter pace.Flag // woken when the tail has something new
 	slept  uint64    // guarded by the tail's lock: 1 + the wave behind which it fell asleep,
 	slot   int       // and its index in tail.waiting
 }
@@ -31,15 +31,15 @@ type place struct {
 // A glance is the answer of a tail to a reader: entries that follow its place;
 // or nothing, when it is at the end; or that it must read the log.
 type glance struct {
-	view
-	behind  bool // the tail does not reach back to the place
-	skipped bool // foreign events went by between the place and here
+	View
+	Behind  bool // the tail does not reach back to the place
+	Skipped bool // foreign events went by between the place and here
 }
 
-// look gives what follows the place. A reader that is not attached is attached
+// Look gives what follows the place. A reader that is not attached is attached
 // where the tail holds its position. When there is nothing new, its waiter will be woken once there
 // is.
-func (t *tail) look(p *place) glance {
+func (t *Tail) Look(p *Place) glance {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var g glance
@@ -48,13 +48,13 @@ func (t *tail) look(p *place) glance {
 	}
 	if !p.attached {
 		var ok bool
-		if g.skipped, ok = t.attachLocked(p); !ok {
-			if p.atEnd && p.tailRun == t.run && p.tailNext == t.next {
+		if g.Skipped, ok = t.attachLocked(p); !ok {
+			if p.AtEnd && p.tailRun == t.run && p.tailNext == t.next {
 				t.sleepLocked(p) // what is in the log comes here soon
 			} else {
-				g.behind = true
+				g.Behind = true
 			}
-			p.atEnd, p.tailRun, p.tailNext = false, t.run, t.next
+			p.AtEnd, p.tailRun, p.tailNext = false, t.run, t.next
 			return g
 		}
 	}
@@ -70,9 +70,9 @@ func (t *tail) look(p *place) glance {
 		i--
 	}
 	s := t.segments[i]
-	g.view = s.from(int(p.ord - s.first))
-	if n := p.upto - p.ord; n < uint64(len(g.entries)) {
-		g.entries = g.entries[:n:n]
+	g.View = s.from(int(p.ord - s.first))
+	if n := p.upto - p.ord; n < uint64(len(g.Entries)) {
+		g.Entries = g.Entries[:n:n]
 	}
 	return g
 }
@@ -80,29 +80,29 @@ func (t *tail) look(p *place) glance {
 // attachLocked finds where in the ring a reader at p.pos goes on. Foreign events
 // have no position: of those next to it, the reader gets the ones from after it
 // began.
-func (t *tail) attachLocked(p *place) (skipped, ok bool) {
+func (t *Tail) attachLocked(p *Place) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
-	if p.pos.Same(t.last) {
-		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).foreign {
+	if p.Pos.Same(t.last) {
+		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).Foreign {
 			ord, foreign = ord-1, foreign-1
 		}
 	} else {
-		at, pos, found := t.findLocked(p.pos)
-		if !found || !pos.Same(p.pos) {
+		at, pos, found := t.findLocked(p.Pos)
+		if !found || !pos.Same(p.Pos) {
 			return false, false
 		}
 		for ; ord > at; ord-- {
-			if t.entryLocked(ord - 1).foreign {
+			if t.entryLocked(ord - 1).Foreign {
 				foreign--
 			}
 		}
 		for ; foreign < p.foreign; ord, foreign = ord+1, foreign+1 {
-			if !t.entryLocked(ord).foreign {
+			if !t.entryLocked(ord).Foreign {
 				return false, false // events from the log stand between: it is read there
 			}
 		}
 	}
-	if ord < t.next && t.state == cut && !p.anyway {
+	if ord < t.next && t.state == cut && !p.Anyway {
 		return false, false
 	}
 	skipped = foreign > p.foreign
@@ -110,22 +110,22 @@ func (t *tail) attachLocked(p *place) (skipped, ok bool) {
 	return skipped, true
 }
 
-// advance moves a place over entries that look has given.
-func (p *place) advance(entries []entry) {
+// Advance moves a place over entries that look has given.
+func (p *Place) Advance(entries []Entry) {
 	for i := range entries {
-		if entries[i].foreign {
+		if entries[i].Foreign {
 			p.foreign++
 		}
 	}
-	p.pos = entries[len(entries)-1].pos
+	p.Pos = entries[len(entries)-1].pos
 	if p.attached {
 		p.ord += uint64(len(entries))
 	}
 }
 
-// begin puts a place at the tail's end.
-func (t *tail) begin(p *place) {
+// Begin puts a place at the tail's end.
+func (t *Tail) Begin(p *Place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p.pos, p.foreign = t.last, t.foreign
+	p.Pos, p.foreign = t.last, t.foreign
 }

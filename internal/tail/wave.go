@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"runtime"
@@ -26,7 +26,7 @@ type waves struct {
 
 // A sleeper is a reader that waits for something new.
 type sleeper struct {
-	place  *place
+	place  *Place
 	waiter pace.Flag
 }
 
@@ -45,21 +45,21 @@ const (
 )
 
 // asleepLocked tells whether the next wave is to wake the reader.
-func (t *tail) asleepLocked(p *place) bool { return p.slept == t.wave+1 }
+func (t *Tail) asleepLocked(p *Place) bool { return p.slept == t.wave+1 }
 
-func (t *tail) sleepLocked(p *place) {
+func (t *Tail) sleepLocked(p *Place) {
 	if t.asleepLocked(p) {
 		return
 	}
 	p.slept, p.slot = t.wave+1, len(t.waiting)
-	t.waiting = append(t.waiting, sleeper{p, p.waiter})
+	t.waiting = append(t.waiting, sleeper{p, p.Waiter})
 	if t.surge && len(t.waiting) >= t.quorum && t.overLocked(time.Now()) {
 		t.showLocked()
 	}
 }
 
 // wakeLocked shows readers what is new: at once, or when the last wave is over.
-func (t *tail) wakeLocked() {
+func (t *Tail) wakeLocked() {
 	switch {
 	case t.calm.IsZero():
 		t.showLocked()
@@ -74,12 +74,12 @@ func (t *tail) wakeLocked() {
 }
 
 // overLocked tells whether the last wave is over.
-func (t *tail) overLocked(now time.Time) bool {
+func (t *Tail) overLocked(now time.Time) bool {
 	return !now.Before(t.calm) && (len(t.waiting) >= t.quorum || !now.Before(t.latest))
 }
 
 // tickLocked makes tick come when the last wave may be over.
-func (t *tail) tickLocked(now time.Time) {
+func (t *Tail) tickLocked(now time.Time) {
 	in := t.calm.Sub(now)
 	if in <= 0 {
 		in = t.latest.Sub(now)
@@ -92,7 +92,7 @@ func (t *tail) tickLocked(now time.Time) {
 }
 
 // tick makes the next wave, if the last one is over.
-func (t *tail) tick() {
+func (t *Tail) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch now := time.Now(); {
@@ -104,14 +104,14 @@ func (t *tail) tick() {
 	}
 }
 
-// show shows readers everything.
-func (t *tail) show() {
+// Show shows readers everything.
+func (t *Tail) Show() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.showLocked()
 }
 
-func (t *tail) showLocked() {
+func (t *Tail) showLocked() {
 	t.surge = false
 	t.wave++
 	if len(t.waiting) > 0 {
@@ -137,7 +137,7 @@ func (t *tail) showLocked() {
 
 // wakeMany lets others have their turn. What comes meanwhile can join the wave: those who
 // are woken later get more.
-func (t *tail) wakeMany(waiting []sleeper) {
+func (t *Tail) wakeMany(waiting []sleeper) {
 	for slice := range slices.Chunk(waiting, waveSlice) {
 		wakeAll(slice)
 		runtime.Gosched()
@@ -149,7 +149,7 @@ func (t *tail) wakeMany(waiting []sleeper) {
 }
 
 // surging reports whether another wave is to come.
-func (t *tail) surging() bool {
+func (t *Tail) surging() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.surge
@@ -161,8 +161,8 @@ func wakeAll(waiting []sleeper) {
 	}
 }
 
-// forget takes a reader that goes away out of the list of those to be woken.
-func (t *tail) forget(p *place) {
+// Forget takes a reader that goes away out of the list of those to be woken.
+func (t *Tail) Forget(p *Place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.asleepLocked(p) {

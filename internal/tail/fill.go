@@ -1,4 +1,4 @@
-package eventbus
+package tail
 
 import (
 	"errors"
@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redislog"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -31,9 +30,9 @@ const (
 	whole               // the ring has everything up to the end of the log
 )
 
-// offer takes what came on the channel. The answer is false when it does not follow what the tail
+// Offer takes what came on the channel. The answer is false when it does not follow what the tail
 // has: then the tail wants to be filled.
-func (t *tail) offer(a wire.Event) bool {
+func (t *Tail) Offer(a wire.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.Position.IsZero() {
@@ -66,20 +65,20 @@ func (t *tail) offer(a wire.Event) bool {
 
 // followsLocked reports whether an wire.Event is the next event of the log. The number alone does not
 // say so: a master that lacked the newest events may have given theirs again, unheard.
-func (t *tail) followsLocked(a wire.Event) bool {
+func (t *Tail) followsLocked(a wire.Event) bool {
 	return a.Position.Follows(t.last) && (a.Prev == "" || t.lastID == "" || strings.HasSuffix(t.lastID, a.Prev))
 }
 
 // toLocked changes the state.
-func (t *tail) toLocked(s state) {
+func (t *Tail) toLocked(s state) {
 	if t.state == whole && s != whole {
 		t.since = time.Now()
 	}
 	t.state = s
 }
 
-// question says that the connection broke, or begins here.
-func (t *tail) question() {
+// Question says that the connection broke, or begins here.
+func (t *Tail) Question() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.state != unread {
@@ -94,14 +93,14 @@ func (t *tail) question() {
 // can be on its way.
 const deafAfter = 3
 
-// deaf reports whether the channel does not bring what is in the log, though somebody listens.
-func (t *tail) deaf() bool {
+// Deaf reports whether the channel does not bring what is in the log, though somebody listens.
+func (t *Tail) Deaf() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.finds >= deafAfter
 }
 
-func (t *tail) holdLocked(a wire.Event) {
+func (t *Tail) holdLocked(a wire.Event) {
 	if len(t.held) >= heldEvents || t.heldBytes+len(a.Payload) > tailBytes && t.heldBytes > 0 {
 		t.overflow = true
 		return
@@ -110,21 +109,27 @@ func (t *tail) holdLocked(a wire.Event) {
 	t.heldBytes += len(a.Payload)
 }
 
-// want is what a fill should read: the page behind the tail's end, or for a new
+// A Request asks for a page of the log.
+type Request struct {
+	From  position.Position // itself included; zero: from the oldest entry
+	Count int               // entries; 0: the state of the log alone
+}
+
+// Want is what a fill should read: the page behind the tail's end, or for a new
 // tail only where the log ends.
-func (t *tail) want() redislog.Request {
+func (t *Tail) Want() Request {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.asked = len(t.held)
-	r := redislog.Request{Channel: t.channel, From: t.last, Count: pageEvents}
+	r := Request{From: t.last, Count: pageEvents}
 	if t.state == unread {
 		r.Count = 0
 	}
 	return r
 }
 
-// unfilled says that the log could not be read.
-func (t *tail) unfilled() {
+// Unfilled says that the log could not be read.
+func (t *Tail) Unfilled() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.failing.IsZero() {
@@ -132,10 +137,10 @@ func (t *tail) unfilled() {
 	}
 }
 
-// fill takes a page that was read as want had asked for it. While connected says
+// Fill takes a page that was read as want had asked for it. While connected says
 // that the channel is listened to, a fill that leaves no hole makes the tail whole.
 // It is false when another fill is needed.
-func (t *tail) fill(asked redislog.Request, page *position.Page, connected bool) bool {
+func (t *Tail) Fill(asked Request, page *position.Page, connected bool) bool {
 	t.mu.Lock()
 	bad := t.fillLocked(asked, page, connected)
 	filled := t.state == whole
@@ -147,7 +152,7 @@ func (t *tail) fill(asked redislog.Request, page *position.Page, connected bool)
 }
 
 // fillLocked is fill. It gives back what could not be read.
-func (t *tail) fillLocked(asked redislog.Request, page *position.Page, connected bool) (bad []error) {
+func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (bad []error) {
 	t.failing = time.Time{}
 	t.reads, t.top = t.reads+1, page.Last
 	next, run := t.next, t.run
@@ -159,7 +164,7 @@ func (t *tail) fillLocked(asked redislog.Request, page *position.Page, connected
 	switch {
 	case t.state == unread:
 		t.last, t.lastID = page.Last, page.LastID
-		close(t.opened)
+		close(t.Opened)
 	case asked.From != t.last:
 		return nil // the tail has moved on since: the page is out of date
 	default:
@@ -181,11 +186,11 @@ func (t *tail) fillLocked(asked redislog.Request, page *position.Page, connected
 	return bad
 }
 
-var errElsewhere = errors.New("the event claims a position that is not of this channel's log")
+var ErrElsewhere = errors.New("the event claims a position that is not of this channel's log")
 
 // releaseLocked adds what was held back. It reports whether nothing is missing, and gives back what
 // does not belong here.
-func (t *tail) releaseLocked() (complete bool, bad []error) {
+func (t *Tail) releaseLocked() (complete bool, bad []error) {
 	held, asked := t.held, t.asked
 	complete = !t.overflow
 	t.held, t.heldBytes, t.overflow = nil, 0, false
@@ -199,7 +204,7 @@ func (t *tail) releaseLocked() (complete bool, bad []error) {
 			t.holdLocked(a) // the log may have it by now
 			complete = false
 		default:
-			bad = append(bad, errElsewhere) // or the log has lost it, and it is in the gap
+			bad = append(bad, ErrElsewhere) // or the log has lost it, and it is in the gap
 		}
 	}
 	return complete, bad
@@ -207,7 +212,7 @@ func (t *tail) releaseLocked() (complete bool, bad []error) {
 
 // takeLocked appends what the page has behind the tail's end, and gives back what could not be
 // read. Where something is missing there, or more than a page, the tail starts anew at the log's end.
-func (t *tail) takeLocked(page *position.Page) (bad []error) {
+func (t *Tail) takeLocked(page *position.Page) (bad []error) {
 	start, gap := page.Resume(t.last)
 	entries := page.After(start)
 	complete := start.Same(page.Last) || len(entries) > 0 && entries[len(entries)-1].Pos.Same(page.Last)
@@ -226,15 +231,15 @@ func (t *tail) takeLocked(page *position.Page) (bad []error) {
 	return bad
 }
 
-// lastRead is how often the log was read, and where it ended then.
-func (t *tail) lastRead() (int, position.Position) {
+// LastRead is how often the log was read, and where it ended then.
+func (t *Tail) LastRead() (int, position.Position) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.reads, t.top
 }
 
-// stale is for how long the tail may have been behind its log, 0 when it is not.
-func (t *tail) stale(now time.Time) time.Duration {
+// Stale is for how long the tail may have been behind its log, 0 when it is not.
+func (t *Tail) Stale(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	since := t.failing

@@ -1,25 +1,26 @@
-package eventbus
+package tail
 
 import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A tail holds the newest events of one channel, encoded once, in a bounded ring
+// A Tail holds the newest events of one channel, encoded once, in a bounded ring
 // of segments that all readers of the channel share. A reader has no queue: it
 // comes with a place and is given what follows it.
 //
 // The feed fills the tail, from the channel while the tail is whole and from
 // the log otherwise. What is in a tail is contiguous: where the log itself is
 // not, the tail starts anew and its readers find out in the log what they miss.
-type tail struct {
-	channel string
-	name    string // of the channel in Redis
+type Tail struct {
+	Channel string
+	Name    string // of the channel in Redis
 	key     position.Key
 	onBad   func(error)  // is given what cannot be read
 	spawn   func(func()) // starts a goroutine
@@ -34,7 +35,7 @@ type tail struct {
 	bytes    int               // of all segments
 	last     position.Position // the tail is complete up to here
 	lastID   string            // of the event at last, "" if that is not known
-	opened   chan struct{}
+	Opened   chan struct{}
 	waves
 
 	state state
@@ -52,9 +53,6 @@ type tail struct {
 	// finds is how many fills in a row have found what a whole tail did not have, while the channel
 	// brought nothing.
 	finds int
-
-	readers   int
-	idleSince time.Time
 }
 
 // The ring of a tail is bounded in events and bytes; what is held back, too.
@@ -64,17 +62,20 @@ const (
 	heldEvents = 512
 )
 
-func newTail(channel, name string, onBad func(error), spawn func(func())) *tail {
-	return &tail{
-		channel: channel, name: name, onBad: onBad, spawn: spawn,
+// New makes the tail of a channel, which has this name in Redis. All tails count their pages'
+// bytes in one number. read begins a read of the log, on a goroutine of its own, and spawn any other.
+func New(channel, name string, pageBytes *atomic.Int64, onBad func(error), spawn func(func()), read func(Request, func(*position.Page, error))) *Tail {
+	return &Tail{
+		Channel: channel, Name: name, onBad: onBad, spawn: spawn,
+		pages:  pages{read: read, taken: pageBytes},
 		key:    position.NewKey([]string{name}),
-		opened: make(chan struct{}),
+		Opened: make(chan struct{}),
 		since:  time.Now(),
 	}
 }
 
 // addLoggedLocked adds an entry of the log, or passes over what is no event.
-func (t *tail) addLoggedLocked(e position.LogEntry) error {
+func (t *Tail) addLoggedLocked(e position.LogEntry) error {
 	ev, err := wire.Decode(e.Event)
 	if err != nil {
 		t.roomLocked(0).skip(e.Pos)
@@ -88,7 +89,7 @@ func (t *tail) addLoggedLocked(e position.LogEntry) error {
 	return nil
 }
 
-func (t *tail) addLocked(ev wire.Event, also string) {
+func (t *Tail) addLocked(ev wire.Event, also string) {
 	pos := ev.Position
 	if pos.IsZero() {
 		pos = t.last
@@ -106,21 +107,21 @@ func (t *tail) addLocked(ev wire.Event, also string) {
 }
 
 // roomLocked is the segment for another event with so much payload.
-func (t *tail) roomLocked(payload int) *segment {
+func (t *Tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
 	}
 	s := &segment{first: t.next, before: t.last}
 	if n := len(t.segments); n > 0 {
 		full := t.segments[n-1]
-		s.entries, s.buf = make([]entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
+		s.entries, s.buf = make([]Entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
 	}
 	t.segments = append(t.segments, s)
 	return s
 }
 
 // trimLocked drops the oldest segments of a ring that is full.
-func (t *tail) trimLocked() {
+func (t *Tail) trimLocked() {
 	for len(t.segments) > 1 && (t.bytes > tailBytes || t.next-t.first > tailEvents) {
 		t.bytes -= len(t.segments[0].buf)
 		t.segments = slices.Delete(t.segments, 0, 1)
@@ -130,7 +131,7 @@ func (t *tail) trimLocked() {
 
 // hasLocked tells whether the tail is past pos and, as far as it still holds the
 // event there, that it is the same one.
-func (t *tail) hasLocked(pos position.Position) bool {
+func (t *Tail) hasLocked(pos position.Position) bool {
 	if pos.Epoch != t.last.Epoch || pos.Seq > t.last.Seq {
 		return false
 	}
@@ -140,14 +141,14 @@ func (t *tail) hasLocked(pos position.Position) bool {
 
 // findLocked gives the ordinal behind the entry at pos, and what stands there,
 // which can have another fingerprint.
-func (t *tail) findLocked(pos position.Position) (uint64, position.Position, bool) {
+func (t *Tail) findLocked(pos position.Position) (uint64, position.Position, bool) {
 	for i := len(t.segments) - 1; i >= 0; i-- {
 		s := t.segments[i]
 		n := sort.Search(len(s.entries), func(n int) bool {
 			p := s.entries[n].pos
 			return p.Epoch > pos.Epoch || p.Epoch == pos.Epoch && p.Seq >= pos.Seq
 		})
-		if n < len(s.entries) && s.entries[n].pos.Epoch == pos.Epoch && s.entries[n].pos.Seq == pos.Seq && !s.entries[n].foreign {
+		if n < len(s.entries) && s.entries[n].pos.Epoch == pos.Epoch && s.entries[n].pos.Seq == pos.Seq && !s.entries[n].Foreign {
 			return s.first + uint64(n) + 1, s.entries[n].pos, true
 		}
 		if s.before.Epoch == pos.Epoch && s.before.Seq == pos.Seq && i == 0 {
@@ -160,8 +161,8 @@ func (t *tail) findLocked(pos position.Position) (uint64, position.Position, boo
 	return 0, position.Position{}, false
 }
 
-// another reports whether the tail has another event than this one under its number.
-func (t *tail) another(pos position.Position) bool {
+// Another reports whether the tail has another event than this one under its number.
+func (t *Tail) Another(pos position.Position) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	at, found := t.last, t.last.Epoch == pos.Epoch && t.last.Seq == pos.Seq
@@ -172,7 +173,7 @@ func (t *tail) another(pos position.Position) bool {
 }
 
 // entryLocked gives the entry with this ordinal, which is in the ring.
-func (t *tail) entryLocked(ord uint64) *entry {
+func (t *Tail) entryLocked(ord uint64) *Entry {
 	i := len(t.segments) - 1
 	for t.segments[i].first > ord {
 		i--
@@ -180,13 +181,13 @@ func (t *tail) entryLocked(ord uint64) *entry {
 	return &t.segments[i].entries[ord-t.segments[i].first]
 }
 
-// locate gives the position of the logged event with this id, if the tail has it.
-func (t *tail) locate(id string) (position.Position, bool) {
+// Locate gives the position of the logged event with this id, if the tail has it.
+func (t *Tail) Locate(id string) (position.Position, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.segments {
 		for i := range s.entries {
-			if e := &s.entries[i]; e.event != nil && e.event.id == id && !e.foreign {
+			if e := &s.entries[i]; e.Event != nil && e.Event.ID == id && !e.Foreign {
 				return e.pos, true
 			}
 		}
