@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/feed"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redislog"
@@ -29,7 +30,7 @@ type Client interface {
 type Bus struct {
 	options options
 	log     *redislog.Log
-	feed    *feed
+	feed    *feed.Feed
 	commits commits
 	logs    *pace.Warner
 	stats   counters
@@ -40,7 +41,6 @@ type Bus struct {
 	watchOnce sync.Once
 	watches   chan struct{} // closed when revocations are listened to
 
-	pageBytes atomic.Int64
 	searching chan struct{} // a slot for each search of a log
 
 	ctx      context.Context // the bus's own life; Close ends it
@@ -100,7 +100,9 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.commits.bus = b
-	b.feed = newFeed(b)
+	b.feed = feed.New(b.ctx, feed.Config{
+		Log: b.log, Freshness: o.freshness, MaxMessage: o.maxEventSize, Spawn: b.spawn, Warn: b.warn, Unreadable: b.unreadable,
+	})
 
 	ctx, cancel := context.WithTimeout(b.ctx, checkTimeout)
 	defer cancel()
@@ -116,8 +118,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		b.cancel()
 		return nil, fmt.Errorf("eventbus: new: %w", err)
 	}
-	b.spawn(func() { b.feed.run(b.ctx) })
-	b.spawn(func() { b.feed.mend(b.ctx) })
+	b.feed.Start()
 	return b, nil
 }
 
@@ -187,7 +188,7 @@ func (b *Bus) drain() {
 	}
 	b.mu.Unlock()
 	if first {
-		b.feed.wakeAll()
+		b.feed.WakeAll()
 	}
 }
 
@@ -325,12 +326,12 @@ func (b *Bus) Health() error {
 	if b.isDraining() {
 		return ErrClosed
 	}
-	return b.feed.health()
+	return b.feed.Health()
 }
 
 // counters are what Stats shows.
 type counters struct {
-	published, retries, fills, gaps, unreadable, reconnects atomic.Int64
+	published, retries, gaps, unreadable atomic.Int64
 
 	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize atomic.Int64
 }
@@ -364,10 +365,10 @@ func (b *Bus) Stats() Stats {
 	s := Stats{
 		Published:  b.stats.published.Load(),
 		Retries:    b.stats.retries.Load(),
-		Fills:      b.stats.fills.Load(),
+		Fills:      b.feed.Fills.Load(),
 		Gaps:       b.stats.gaps.Load(),
 		Unreadable: b.stats.unreadable.Load(),
-		Reconnects: b.stats.reconnects.Load(),
+		Reconnects: b.feed.Reconnects.Load(),
 		Refused: Refused{
 			Subscribers: b.stats.refusedSubscribers.Load(),
 			PerIdentity: b.stats.refusedPerIdentity.Load(),
@@ -375,7 +376,7 @@ func (b *Bus) Stats() Stats {
 			EventSize:   b.stats.refusedEventSize.Load(),
 		},
 	}
-	s.Channels = b.feed.channels()
+	s.Channels = b.feed.Channels()
 	b.mu.Lock()
 	s.Active = b.inside
 	b.mu.Unlock()

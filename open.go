@@ -76,7 +76,7 @@ func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error
 	r.types = newTypeFilter(sub.Types)
 	var names []string
 	for _, c := range sub.Channels {
-		t := b.feed.acquire(c.String())
+		t := b.feed.Acquire(c.String())
 		r.lanes = append(r.lanes, &lane{tail: t, channel: c, place: tail.Place{Waiter: r.waiter}})
 		names = append(names, t.Name)
 	}
@@ -204,7 +204,7 @@ func (b *Bus) findEvent(ctx context.Context, t *tail.Tail, id string) (position.
 func (r *reader) close() {
 	for _, l := range r.lanes {
 		l.tail.Forget(&l.place)
-		r.bus.feed.release(l.tail)
+		r.bus.feed.Release(l.tail)
 	}
 	if r.counted {
 		r.bus.dismiss(r)

@@ -22,7 +22,7 @@ import (
 )
 
 // newTestLog is a log side without a bus.
-func newTestLog(client client) *Log {
+func newTestLog(client Client) *Log {
 	return &Log{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A client is what the log needs of a go-redis client.
-type client interface {
+// A Client is what the log needs of a go-redis client.
+type Client interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner
 	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
@@ -35,7 +35,7 @@ type clusterClient interface {
 // A Log is the Redis side of all logs: it appends, reads and searches, and
 // knows nothing of who asks. It is safe for concurrent use.
 type Log struct {
-	client    client
+	client    Client
 	prefix    string
 	retention func(kind string) (events int, age time.Duration)
 	// PerChannel says that logs of several channels cannot share a call,
@@ -50,7 +50,7 @@ type Log struct {
 
 // New makes the Redis side. A log of a kind keeps so many events, 0 for all, for this time after its
 // last use, 0 for ever.
-func New(client client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *Log {
+func New(client Client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *Log {
 	return &Log{client: client, prefix: prefix, Sharded: sharded, retention: retention, epochs: make(map[string]int64)}
 }
 
@@ -115,7 +115,7 @@ func (l *Log) Node(ctx context.Context, name string) string {
 
 // Carrier gives the node over whose connections a channel comes, and the client for
 // them. The messages of plain Pub/Sub come over any.
-func (l *Log) Carrier(ctx context.Context, name string) (node string, client client, err error) {
+func (l *Log) Carrier(ctx context.Context, name string) (node string, client Client, err error) {
 	if l.cluster == nil || !l.Sharded {
 		return "", l.client, nil
 	}
@@ -127,7 +127,7 @@ func (l *Log) Carrier(ctx context.Context, name string) (node string, client cli
 }
 
 // PubSub makes a Pub/Sub connection, as yet without channels.
-func (l *Log) PubSub(ctx context.Context, client client) *redis.PubSub {
+func (l *Log) PubSub(ctx context.Context, client Client) *redis.PubSub {
 	if sharded, ok := client.(shardedClient); ok && l.Sharded {
 		return sharded.SSubscribe(ctx)
 	}

@@ -59,7 +59,7 @@ func (s script) cmd(ctx context.Context, whole bool, keys []string, args []any) 
 }
 
 // run calls the script; go-redis may repeat the call when a connection breaks.
-func (s script) run(ctx context.Context, client client, keys []string, args ...any) (any, error) {
+func (s script) run(ctx context.Context, client Client, keys []string, args ...any) (any, error) {
 	cmd := s.cmd(ctx, false, keys, args)
 	err := client.Process(ctx, cmd)
 	if isNoScript(err) {
@@ -82,7 +82,7 @@ type scriptCall struct {
 }
 
 // runOnce makes calls in one round trip, each at most once.
-func (s script) runOnce(ctx context.Context, client client, calls []scriptCall) []*redis.Cmd {
+func (s script) runOnce(ctx context.Context, client Client, calls []scriptCall) []*redis.Cmd {
 	cmds := make([]*redis.Cmd, len(calls))
 	for _, whole := range []bool{false, true} {
 		var pending []onceCmd

@@ -1,4 +1,4 @@
-package eventbus
+package feed
 
 import (
 	"context"
@@ -10,18 +10,19 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/pace"
+	"github.com/syndarix/eventbus/internal/redislog"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A link is the Pub/Sub connection to one node, broken and made again as often as
 // need be, and the channels that come over it.
 type link struct {
-	feed   *feed
+	feed   *Feed
 	node   string
 	retire context.CancelFunc
 
 	// The feed's lock guards these.
-	client Client // of the node, or of all where there is one link
+	client redislog.Client // of the node, or of all where there is one link
 	// unsent are channels that the session has yet to subscribe to or, if they
 	// are not the link's any more, to unsubscribe from.
 	unsent []string
@@ -38,7 +39,7 @@ type link struct {
 
 const subscribeBatch = 512
 
-func newLink(f *feed, node string) *link {
+func newLink(f *Feed, node string) *link {
 	l := &link{feed: f, node: node, changed: pace.NewFlag(), breaks: make(chan error, 1)}
 	l.heard.Store(time.Now().UnixNano())
 	return l
@@ -60,8 +61,8 @@ func (l *link) run(ctx context.Context) {
 			return
 		}
 		l.failing.Store(&err)
-		l.feed.bus.stats.reconnects.Add(1)
-		l.feed.bus.warn("a Pub/Sub connection broke; connecting again", err)
+		l.feed.Reconnects.Add(1)
+		l.feed.Warn("a Pub/Sub connection broke; connecting again", err)
 		if time.Since(began) > 5*time.Second {
 			retry = pace.Backoff{}
 		}
@@ -80,7 +81,7 @@ func (l *link) giveBack() {
 	if l.node == "" {
 		return
 	}
-	f.log.Reload(f.bus.ctx)
+	f.Log.Reload(f.ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, carrier := range f.carrier {
@@ -121,10 +122,10 @@ func (l *link) session(ctx context.Context) error {
 	default:
 	}
 
-	pubsub := f.log.PubSub(ctx, client)
+	pubsub := f.Log.PubSub(ctx, client)
 	broke := make(chan error, 1)
 	received := make(chan struct{})
-	f.bus.spawn(func() {
+	f.Spawn(func() {
 		defer close(received)
 		broke <- l.receive(ctx, pubsub)
 	})
@@ -135,7 +136,7 @@ func (l *link) session(ctx context.Context) error {
 		l.question()
 	}()
 
-	freshness := f.bus.options.freshness
+	freshness := f.Freshness
 	ping := time.NewTicker(freshness / 5)
 	defer ping.Stop()
 	began := time.Now()
@@ -186,7 +187,7 @@ func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
 	}
 	f.mu.Unlock()
 	subscribe, unsubscribe, batch := pubsub.Subscribe, pubsub.Unsubscribe, subscribeBatch
-	if f.log.Sharded {
+	if f.Log.Sharded {
 		// One command takes channels of one slot only.
 		subscribe, unsubscribe, batch = pubsub.SSubscribe, pubsub.SUnsubscribe, 1
 	}
@@ -281,11 +282,11 @@ func (l *link) deliver(name, payload string) {
 		return // it was unsubscribed meanwhile
 	}
 	a, err := wire.Decode([]byte(payload))
-	if err == nil && a.Position.IsZero() && len(payload) > f.bus.options.maxEventSize {
-		err = fmt.Errorf("message of %d bytes: %w", len(payload), ErrTooLarge)
+	if err == nil && a.Position.IsZero() && len(payload) > f.MaxMessage {
+		err = fmt.Errorf("a message of %d bytes, more than %d", len(payload), f.MaxMessage)
 	}
 	if err != nil {
-		f.bus.unreadable(err)
+		f.Unreadable(err)
 		return
 	}
 	if !u.tail.Offer(a) {

@@ -1,9 +1,10 @@
-package eventbus
+package feed
 
 import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
@@ -20,9 +21,12 @@ import (
 //	link.run keeps a session with its node, one after the other; it subscribes and pings
 //	receive  reads what a session's connection brings, and offers it to the tails
 //	mend     hands tails to be filled to a worker for each node, drops cold ones
-type feed struct {
-	bus *Bus
-	log *redislog.Log
+type Feed struct {
+	Config
+	ctx       context.Context // the feed's life
+	pageBytes atomic.Int64    // of all tails
+
+	Fills, Reconnects atomic.Int64 // reads of logs; connections that broke
 
 	mu    sync.RWMutex     // guards following, and what links say it does
 	tails map[string]*used // by name
@@ -48,9 +52,20 @@ type used struct {
 // deploy come back.
 const warmFor = 30 * time.Second
 
-func newFeed(b *Bus) *feed {
-	return &feed{
-		bus: b, log: b.log,
+// A Config is what a feed works with.
+type Config struct {
+	Log        *redislog.Log
+	Freshness  time.Duration // what health and the checks of connections go by
+	MaxMessage int           // bytes of a foreign publisher's message
+	Spawn      func(func())  // starts a goroutine
+	Warn       func(message string, err error)
+	Unreadable func(error) // is given what is no event
+}
+
+// New makes a feed that lives as long as the context. It begins with start.
+func New(ctx context.Context, c Config) *Feed {
+	return &Feed{
+		Config: c, ctx: ctx,
 		tails:   make(map[string]*used),
 		links:   make(map[string]*link),
 		carrier: make(map[string]*link),
@@ -61,16 +76,22 @@ func newFeed(b *Bus) *feed {
 	}
 }
 
-// acquire gives the channel's tail, for a reader that will release it.
-func (f *feed) acquire(channel string) *tail.Tail {
-	name := f.log.Name(channel)
+// Start begins the feed's work.
+func (f *Feed) Start() {
+	f.Spawn(func() { f.run(f.ctx) })
+	f.Spawn(func() { f.mend(f.ctx) })
+}
+
+// Acquire gives the channel's tail, for a reader that will release it.
+func (f *Feed) Acquire(channel string) *tail.Tail {
+	name := f.Log.Name(channel)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	u := f.tails[name]
 	if u == nil {
 		var t *tail.Tail
-		t = tail.New(channel, name, &f.bus.pageBytes, f.bus.unreadable, f.bus.spawn, func(r tail.Request, done func(*position.Page, error)) {
-			f.bus.spawn(func() { done(f.log.Read(f.bus.ctx, f.request(t, r))) })
+		t = tail.New(channel, name, &f.pageBytes, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {
+			f.Spawn(func() { done(f.Log.Read(f.ctx, f.request(t, r))) })
 		})
 		u = &used{tail: t}
 		f.tails[name] = u
@@ -82,12 +103,12 @@ func (f *feed) acquire(channel string) *tail.Tail {
 }
 
 // request asks for a page of a tail's log.
-func (f *feed) request(t *tail.Tail, r tail.Request) redislog.Request {
+func (f *Feed) request(t *tail.Tail, r tail.Request) redislog.Request {
 	return redislog.Request{Channel: t.Channel, From: r.From, Count: r.Count}
 }
 
-// release is what a reader does at its end.
-func (f *feed) release(t *tail.Tail) {
+// Release is what a reader does at its end.
+func (f *Feed) Release(t *tail.Tail) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	u := f.tails[t.Name]
@@ -97,7 +118,7 @@ func (f *feed) release(t *tail.Tail) {
 }
 
 // run gives channels to links until the bus is closed.
-func (f *feed) run(ctx context.Context) {
+func (f *Feed) run(ctx context.Context) {
 	var retry pace.Backoff
 	var again <-chan time.Time
 	f.strays.Set()
@@ -110,7 +131,7 @@ func (f *feed) run(ctx context.Context) {
 		}
 		again = nil
 		if err := f.route(ctx); err != nil && ctx.Err() == nil {
-			f.bus.warn("finding the node of a channel failed; trying again", err)
+			f.Warn("finding the node of a channel failed; trying again", err)
 			again = retry.After()
 		} else {
 			retry = pace.Backoff{}
@@ -119,13 +140,13 @@ func (f *feed) run(ctx context.Context) {
 }
 
 // route gives every stray channel to the link of its node.
-func (f *feed) route(ctx context.Context) error {
+func (f *Feed) route(ctx context.Context) error {
 	f.mu.Lock()
 	names := f.stray
 	f.stray = nil
 	f.mu.Unlock()
 	for i, name := range names {
-		node, client, err := f.log.Carrier(ctx, name)
+		node, client, err := f.Log.Carrier(ctx, name)
 		f.mu.Lock()
 		if err != nil {
 			f.stray = append(f.stray, names[i:]...)
@@ -139,7 +160,7 @@ func (f *feed) route(ctx context.Context) error {
 				f.links[node] = l
 				ctx, cancel := context.WithCancel(ctx)
 				l.retire = cancel
-				f.bus.spawn(func() { l.run(ctx) })
+				f.Spawn(func() { l.run(ctx) })
 			}
 			l.client = client
 			f.carrier[name] = l
@@ -151,7 +172,7 @@ func (f *feed) route(ctx context.Context) error {
 }
 
 // some gives those tails that a condition holds for.
-func (f *feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
+func (f *Feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, u := range f.tails {
@@ -162,15 +183,15 @@ func (f *feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 	return tails
 }
 
-// wakeAll wakes all readers.
-func (f *feed) wakeAll() {
+// WakeAll wakes all readers.
+func (f *Feed) WakeAll() {
 	for _, t := range f.some(func(*tail.Tail) bool { return true }) {
 		t.Show()
 	}
 }
 
-// channels is how many channels are listened to.
-func (f *feed) channels() int {
+// Channels is how many channels are listened to.
+func (f *Feed) Channels() int {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return len(f.tails)
@@ -178,7 +199,7 @@ func (f *feed) channels() int {
 
 // dropCold forgets tails that nobody has read for a while, and links that carry
 // nothing.
-func (f *feed) dropCold(now time.Time) {
+func (f *Feed) dropCold(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, u := range f.tails {
@@ -204,9 +225,9 @@ func (f *feed) dropCold(now time.Time) {
 	}
 }
 
-// health is nil while every tail is as fresh as promised.
-func (f *feed) health() error {
-	bound := f.bus.options.freshness
+// Health is nil while every tail is as fresh as promised.
+func (f *Feed) Health() error {
+	bound := f.Freshness
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, l := range f.links {
@@ -215,13 +236,13 @@ func (f *feed) health() error {
 			if last := l.failing.Load(); last != nil {
 				err = *last
 			}
-			return fmt.Errorf("eventbus: %w: nothing received for %s: %w", ErrUnavailable, silence.Round(time.Millisecond), err)
+			return fmt.Errorf("%w: nothing received for %s: %w", redislog.ErrUnavailable, silence.Round(time.Millisecond), err)
 		}
 	}
 	now := time.Now()
 	for name, u := range f.tails {
 		if stale := u.tail.Stale(now); stale > bound && u.readers > 0 {
-			return fmt.Errorf("eventbus: %w: %s may be behind for %s", ErrUnavailable, name, stale.Round(time.Millisecond))
+			return fmt.Errorf("%w: %s may be behind for %s", redislog.ErrUnavailable, name, stale.Round(time.Millisecond))
 		}
 	}
 	return nil

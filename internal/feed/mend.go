@@ -1,4 +1,4 @@
-package eventbus
+package feed
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 const fillBatch = 64
 
 // want notes tails that are to be filled, urgently where they are not whole.
-func (f *feed) want(urgent bool, tails ...*tail.Tail) {
+func (f *Feed) want(urgent bool, tails ...*tail.Tail) {
 	if len(tails) == 0 {
 		return
 	}
@@ -25,7 +25,7 @@ func (f *feed) want(urgent bool, tails ...*tail.Tail) {
 	}
 }
 
-func (f *feed) wantLocked(t *tail.Tail, urgent bool) {
+func (f *Feed) wantLocked(t *tail.Tail, urgent bool) {
 	f.wanted[t] = f.wanted[t] || urgent
 	f.wants.Set()
 }
@@ -60,8 +60,8 @@ type filled struct {
 // mend fills tails that are not whole at once, and looks after all of them now
 // and then. It does not need Pub/Sub: while that is away, events come from the
 // logs, later but none the less.
-func (f *feed) mend(ctx context.Context) {
-	freshness := f.bus.options.freshness
+func (f *Feed) mend(ctx context.Context) {
+	freshness := f.Freshness
 	care := time.NewTicker(freshness / 10)
 	defer care.Stop()
 	compare := time.NewTicker(freshness * 2 / 5)
@@ -107,7 +107,7 @@ func (f *feed) mend(ctx context.Context) {
 				continue
 			}
 			q.busy = true
-			f.bus.spawn(func() {
+			f.Spawn(func() {
 				d := filled{q, batch, f.fill(ctx, batch)}
 				select {
 				case done <- d:
@@ -119,7 +119,7 @@ func (f *feed) mend(ctx context.Context) {
 }
 
 // sort puts the tails that are wanted into the queues of their nodes.
-func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
+func (f *Feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	f.mu.Lock()
 	wanted := f.wanted
 	f.wanted = make(map[*tail.Tail]bool)
@@ -130,7 +130,7 @@ func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	}
 	f.mu.Unlock()
 	for t, urgent := range wanted {
-		node := f.log.Node(ctx, t.Name)
+		node := f.Log.Node(ctx, t.Name)
 		q := queues[node]
 		if q == nil {
 			q = &fillQueue{urgent: make(map[*tail.Tail]bool), routine: make(map[*tail.Tail]bool)}
@@ -147,7 +147,7 @@ func (f *feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 
 // fill brings tails up to their logs' ends, and gives back those whose log could not
 // be read.
-func (f *feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tail) {
+func (f *Feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tail) {
 	asked, requests := make([]tail.Request, len(tails)), make([]redislog.Request, len(tails))
 	listened := make([]confirmation, len(tails))
 	for i, t := range tails {
@@ -155,11 +155,11 @@ func (f *feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tai
 		asked[i] = t.Want()
 		requests[i] = f.request(t, asked[i])
 	}
-	pages, errs := f.log.ReadMany(ctx, requests)
-	f.bus.stats.fills.Add(int64(len(tails)))
+	pages, errs := f.Log.ReadMany(ctx, requests)
+	f.Fills.Add(int64(len(tails)))
 	for i, t := range tails {
 		if errs[i] != nil {
-			f.bus.warn("filling from a log failed; trying again", errs[i])
+			f.Warn("filling from a log failed; trying again", errs[i])
 			t.Unfilled()
 			failed = append(failed, t)
 			continue
@@ -182,7 +182,7 @@ type confirmation struct {
 	number uint64
 }
 
-func (f *feed) confirmation(t *tail.Tail) confirmation {
+func (f *Feed) confirmation(t *tail.Tail) confirmation {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if l := f.carrier[t.Name]; l != nil {
