@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/syndarix/eventbus/internal/commit"
 	"github.com/syndarix/eventbus/internal/feed"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
@@ -31,11 +32,9 @@ type Bus struct {
 	options options
 	log     *redislog.Log
 	feed    *feed.Feed
-	commits commits
+	commits *commit.Committer
 	logs    *pace.Warner
 	stats   counters
-
-	outcomes outcomes
 
 	admitted  admissions
 	watchOnce sync.Once
@@ -98,16 +97,17 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		empty:     make(chan struct{}),
 		watches:   make(chan struct{}),
 	}
-	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.commits.bus = b
+	ctx, cancelCause := context.WithCancelCause(context.Background())
+	b.ctx, b.cancel = ctx, func() { cancelCause(ErrClosed) }
+	b.commits = commit.New(b.ctx, commit.Config{Log: b.log, Timeout: o.publishTimeout, Spawn: b.spawn})
 	b.feed = feed.New(b.ctx, feed.Config{
 		Log: b.log, Freshness: o.freshness, MaxMessage: o.maxEventSize, Spawn: b.spawn, Warn: b.warn, Unreadable: b.unreadable,
 	})
 
-	ctx, cancel := context.WithTimeout(b.ctx, checkTimeout)
+	checked, cancel := context.WithTimeout(b.ctx, checkTimeout)
 	defer cancel()
 	probed := make(chan error, 1)
-	go func() { probed <- b.log.Probe(ctx) }()
+	go func() { probed <- b.log.Probe(checked) }()
 	var err error
 	select {
 	case err = <-probed:
@@ -331,7 +331,7 @@ func (b *Bus) Health() error {
 
 // counters are what Stats shows.
 type counters struct {
-	published, retries, gaps, unreadable atomic.Int64
+	published, gaps, unreadable atomic.Int64
 
 	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize atomic.Int64
 }
@@ -364,7 +364,7 @@ func (b *Bus) Stats() Stats {
 	}
 	s := Stats{
 		Published:  b.stats.published.Load(),
-		Retries:    b.stats.retries.Load(),
+		Retries:    b.commits.Retries.Load(),
 		Fills:      b.feed.Fills.Load(),
 		Gaps:       b.stats.gaps.Load(),
 		Unreadable: b.stats.unreadable.Load(),

@@ -2,7 +2,6 @@ package eventbus
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -121,19 +120,4 @@ func TestLogTextIsTheEventWithoutCursor(t *testing.T) {
 	text := ev.AppendJSON(nil)
 	require.NotContains(t, string(text), "cursor")
 	require.Equal(t, string(text[:len(text)-1])+`,"cursor":"5-6"}`, string(ev.AppendWire(nil)))
-}
-
-// TestOutcomesAreBounded in number, by dropping the oldest.
-func TestOutcomesAreBounded(t *testing.T) {
-	var o outcomes
-	for i := range mostOutcomes + 10 {
-		o.put(&publication{id: fmt.Sprint(i)})
-	}
-	require.Len(t, o.of, mostOutcomes)
-	require.Nil(t, o.get("9"))
-	kept := o.get("10")
-	require.NotNil(t, kept)
-	o.drop(kept)
-	require.Nil(t, o.get("10"))
-	require.Equal(t, mostOutcomes-1, o.order.Len())
 }

@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
+	"github.com/syndarix/eventbus/internal/commit"
 	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
@@ -61,11 +60,18 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 	if err != nil {
 		return Receipt{}, err
 	}
-	return p.receipt(), nil
+	receipt, names := Receipt{ID: ev.ID, Repeated: true}, make([]string, len(p.Records))
+	for i, r := range p.Records {
+		receipt.Repeated = receipt.Repeated && r.Again
+		names[i] = b.log.Name(r.Channel)
+	}
+	key := position.NewKey(names)
+	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.Records[i].Pos }))}
+	return receipt, nil
 }
 
 // submit checks an event and publishes it.
-func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publication, error) {
+func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*commit.Publication, error) {
 	if err := b.made(); err != nil {
 		return nil, err
 	}
@@ -100,207 +106,31 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*publi
 	return p, err
 }
 
-// A publication is one event on its way into the logs of its channels.
-type publication struct {
-	bus        *Bus
-	id         string
-	event      []byte
-	idempotent bool
-	channels   []Channel
-	records    []redislog.Record // of the channels, in their order
-	single     [1]redislog.Record
-	timeout    <-chan time.Time
-	late       bool // the time is over
-
-	commit *redislog.Commit // the part of the records that is, or was, under way
-	from   int              // where in records it begins
-	behind bool             // an earlier publish of the event has to end first
-}
-
 // publish appends an event's JSON to the logs of channels.
-func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (*publication, error) {
+func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (*commit.Publication, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
 	defer b.leave()
-	timeout := time.NewTimer(b.options.publishTimeout)
-	defer timeout.Stop()
-	p := &publication{bus: b, id: id, event: data, idempotent: idempotent, channels: channels, timeout: timeout.C}
-	p.records = p.single[:]
-	if len(channels) > 1 {
-		p.records = make([]redislog.Record, len(channels))
-	}
-	mark := position.Fingerprint(id)
+	texts := make([]string, len(channels))
 	for i, c := range channels {
-		p.records[i] = redislog.Record{Channel: c.String(), Mark: mark}
+		texts[i] = c.String()
 	}
-	err := p.run(ctx)
+	p, err := b.commits.Publish(ctx, id, data, texts, idempotent)
 	if err == nil {
 		return p, nil
 	}
-	e := p.failed(err)
-	if len(e.Done)+len(e.Unknown) > 0 && !p.behind {
-		p.event = nil // the commit has it, as long as it is under way
-		b.outcomes.put(p)
-	}
-	return nil, e
-}
-
-// run brings the event into its logs.
-func (p *publication) run(ctx context.Context) error {
-	o := p.bus.outcomes.get(p.id)
-	if o == nil {
-		return p.commitAll(ctx)
-	}
-	p.behind = true
-	if err := p.wait(ctx, o.turn); err != nil {
-		return err
-	}
-	defer func() { o.turn <- struct{}{} }()
-	if now := p.bus.outcomes.get(p.id); now != nil && now != o {
-		return p.run(ctx) // it was forgotten meanwhile, and the event has failed again
-	}
-	if err := o.last.await(ctx, p); err != nil {
-		return err
-	}
-	p.behind = false
-	o.learn()
-	p.recall(o.known)
-	o.last = p
-	err := p.commitAll(ctx)
-	if err == nil {
-		o.learn()
-		p.bus.outcomes.drop(o)
-	}
-	return err
-}
-
-// recall takes what is known from earlier publishes of the event. The logs that have it come first,
-// so that the entries in the others note them.
-func (p *publication) recall(known map[string]position.Position) {
-	records, channels := slices.Clone(p.records), slices.Clone(p.channels)
-	n := 0
-	for _, have := range []bool{true, false} {
-		for i, r := range records {
-			pos, ok := known[r.Channel]
-			if ok != have {
-				continue
-			}
-			r.Pos, r.Again = pos, ok
-			p.records[n], p.channels[n] = r, channels[i]
-			n++
-		}
-	}
-}
-
-// commitAll makes the commits that are needed. Where channels need calls of their own, one comes
-// after the other, so that each entry can note where the event is already.
-func (p *publication) commitAll(ctx context.Context) error {
-	share := len(p.records)
-	if p.bus.log.PerChannel {
-		share = 1
-	}
-	also := ""
-	for i := 0; i < len(p.records); i += share {
-		c := &redislog.Commit{
-			ID: p.id, Event: p.event, Idempotent: p.idempotent, Also: also,
-			Records: p.records[i : i+share], Done: make(chan struct{}),
-		}
-		if !c.Settled() {
-			p.commit, p.from = c, i
-			c.Callers.Add(1)
-			queue := p.bus.commits.add(ctx, c)
-			err := p.await(ctx, p)
-			if c.Callers.Add(-1); err != nil {
-				if queue.withdraw(c) {
-					p.commit = nil
-				}
-				return err
-			}
-		}
-		for _, r := range c.Records {
-			if r.Err != nil {
-				return r.Err
-			}
-		}
-		_, also = c.Pending(p.bus.log)
-	}
-	return nil
-}
-
-// await waits, for q, until it is known what became of the commit that is under way.
-func (p *publication) await(ctx context.Context, q *publication) error {
-	if p.commit == nil {
-		return nil
-	}
-	p.commit.Callers.Add(1)
-	defer p.commit.Callers.Add(-1)
-	err := q.wait(ctx, p.commit.Done)
-	if isClosed(p.commit.Done) {
-		return nil
-	}
-	return err
-}
-
-// wait waits for something, as long as the publish may take.
-func (p *publication) wait(ctx context.Context, c <-chan struct{}) error {
-	if p.late {
-		return p.tooLate()
-	}
-	select {
-	case <-c:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-p.bus.ctx.Done():
-		return ErrClosed
-	case <-p.timeout:
-		p.late = true
-		return p.tooLate()
-	}
-}
-
-// tooLate says why, if that is known.
-func (p *publication) tooLate() error {
-	err := fmt.Errorf("%w: not published within %s", ErrUnavailable, p.bus.options.publishTimeout)
-	if p.commit != nil {
-		if last := p.commit.Failing.Load(); last != nil {
-			err = fmt.Errorf("%w: %w", err, *last)
-		}
-	}
-	return err
-}
-
-// failed makes the error of what is known.
-func (p *publication) failed(err error) *PublishError {
-	e := &PublishError{ID: p.id, Err: err}
-	if p.bus.isClosed() {
-		e.Err = ErrClosed
-	}
-	under := p.commit != nil && !isClosed(p.commit.Done)
-	for i, c := range p.channels {
-		switch r := &p.records[i]; {
-		case p.behind || under && i >= p.from && i < p.from+len(p.commit.Records):
-			e.Unknown = append(e.Unknown, c)
-		case !r.Pos.IsZero():
+	e := &PublishError{ID: id, Err: err}
+	for i := range p.Records { // the rest of a record is the committer's, while it is under way
+		c := channels[slices.Index(texts, p.Records[i].Channel)]
+		switch p.Fates[i] {
+		case commit.Done:
 			e.Done = append(e.Done, c)
-		case r.Err == nil || r.Sure:
+		case commit.Missing:
 			e.Missing = append(e.Missing, c)
 		default:
 			e.Unknown = append(e.Unknown, c)
 		}
 	}
-	return e
-}
-
-// receipt tells what became of one that succeeded.
-func (p *publication) receipt() Receipt {
-	receipt, names := Receipt{ID: p.id, Repeated: true}, make([]string, len(p.records))
-	for i := range p.records {
-		receipt.Repeated = receipt.Repeated && p.records[i].Again
-		names[i] = p.bus.log.Name(p.records[i].Channel)
-	}
-	key := position.NewKey(names)
-	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.records[i].Pos }))}
-	return receipt
+	return nil, e
 }

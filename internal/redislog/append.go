@@ -234,6 +234,16 @@ func (c *Commit) finish() bool {
 	return false
 }
 
+// Closed reports whether no more will be known.
+func (c *Commit) Closed() bool {
+	select {
+	case <-c.Done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close says that no more will be known.
 func (c *Commit) Close() {
 	c.Event = nil
@@ -260,11 +270,11 @@ func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 		case r.settled(): // by an earlier attempt, and its caller may look at it
 			continue
 		case len(items) == len(c.records):
-			*r = parseItem(*r, items[n], 0)
+			r.settle(items[n], 0)
 		case len(items) == 1 && strings.HasPrefix(s, "+"):
-			*r = parseItem(*r, s, int64(n))
+			r.settle(s, int64(n))
 		default:
-			*r = parseItem(*r, "", 0)
+			r.settle("", 0)
 		}
 		if !r.Pos.IsZero() {
 			r.Pos.Mark = r.Mark
@@ -275,8 +285,8 @@ func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 	return last
 }
 
-// parseItem reads the answer for an event, the n-th behind the one that it is about.
-func parseItem(r Record, item string, n int64) Record {
+// settle enters the answer for an event, the n-th behind the one that it is about.
+func (r *Record) settle(item string, n int64) {
 	r.Err, r.Sure = nil, false
 	kind := ""
 	if item != "" {
@@ -286,7 +296,7 @@ func parseItem(r Record, item string, n int64) Record {
 	switch kind {
 	case "!":
 		r.Err, r.Sure = replyError(item), true
-		return r
+		return
 	case "+", "=", "~":
 		if r.Pos, r.Err = position.Parse(at); r.Err == nil {
 			r.Pos.Seq += n
@@ -298,5 +308,4 @@ func parseItem(r Record, item string, n int64) Record {
 	if kind == "~" {
 		r.Err = fmt.Errorf("the event is in the log, but its subscribers hear of it later: %w", errors.New(rest))
 	}
-	return r
 }

@@ -1,4 +1,4 @@
-package eventbus
+package commit
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/syndarix/eventbus/internal/pace"
@@ -16,16 +17,31 @@ import (
 // is no delay: a worker that is free takes what there is, and what comes while
 // all are on the wire goes together into the next call. Each node of a cluster has a
 // queue and workers of its own, so that one that does not answer holds up nothing else.
-type commits struct {
-	bus *Bus
+type Committer struct {
+	Config
+	ctx      context.Context // their life
+	outcomes outcomes
+	Retries  atomic.Int64 // calls that were made again
 
 	mu     sync.Mutex // guards following
 	queues map[string]*commitQueue
 }
 
+// A Config is what commits work with.
+type Config struct {
+	Log     *redislog.Log
+	Timeout time.Duration // of a publish
+	Spawn   func(func())  // starts a goroutine
+}
+
+// New makes commits that live as long as the context, whose cause is what publishes then get.
+func New(ctx context.Context, c Config) *Committer {
+	return &Committer{Config: c, ctx: ctx, queues: make(map[string]*commitQueue)}
+}
+
 // A commitQueue is what is to go to one node.
 type commitQueue struct {
-	bus  *Bus
+	*Committer
 	wake pace.Flag
 
 	mu      sync.Mutex // guards following
@@ -43,26 +59,23 @@ const (
 )
 
 // queue gives the queue of a node.
-func (cs *commits) queue(node string) *commitQueue {
+func (cs *Committer) queue(node string) *commitQueue {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if q := cs.queues[node]; q != nil {
 		return q
 	}
-	q := &commitQueue{bus: cs.bus, wake: make(pace.Flag, commitWorkers)}
-	if cs.queues == nil {
-		cs.queues = make(map[string]*commitQueue)
-	}
+	q := &commitQueue{Committer: cs, wake: make(pace.Flag, commitWorkers)}
 	cs.queues[node] = q
 	for range commitWorkers {
-		cs.bus.spawn(func() { q.work(cs.bus.ctx) })
+		cs.Spawn(func() { q.work(cs.ctx) })
 	}
 	return q
 }
 
 // add queues a commit, whose records go to one node.
-func (cs *commits) add(ctx context.Context, c *redislog.Commit) *commitQueue {
-	q := cs.queue(cs.bus.log.Node(ctx, cs.bus.log.Name(c.Records[0].Channel)))
+func (cs *Committer) add(ctx context.Context, c *redislog.Commit) *commitQueue {
+	q := cs.queue(cs.Log.Node(ctx, cs.Log.Name(c.Records[0].Channel)))
 	q.mu.Lock()
 	q.waiting = append(q.waiting, c)
 	q.mu.Unlock()
@@ -101,10 +114,10 @@ func (q *commitQueue) work(ctx context.Context) {
 			}
 			number++
 			began := time.Now()
-			if left := q.settle(ctx, began, q.bus.log.NewCalls(id, number, batch), true); left != nil {
+			if left := q.settle(ctx, began, q.Log.NewCalls(id, number, batch), true); left != nil {
 				// One channel must not hold up a node: what is left goes on by itself, as the last
 				// call of this producer, and the worker is another one from now on.
-				q.bus.spawn(func() { q.settle(ctx, began, left, false) })
+				q.Spawn(func() { q.settle(ctx, began, left, false) })
 				id, number = rand.Text(), 0
 			}
 		}
@@ -117,7 +130,7 @@ func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redi
 	var retry pace.Backoff
 	for {
 		before := unsettled(calls)
-		if calls = q.bus.log.Send(ctx, calls); len(calls) == 0 {
+		if calls = q.Log.Send(ctx, calls); len(calls) == 0 {
 			return nil
 		}
 		moving := !slices.ContainsFunc(calls, func(c *redislog.Call) bool { return !c.Moving })
@@ -126,11 +139,11 @@ func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redi
 		}
 		tried := time.Since(began)
 		if calls = slices.DeleteFunc(calls, func(c *redislog.Call) bool {
-			return giveUp(c, tried > commitPatience, tried > q.bus.options.publishTimeout/2)
+			return giveUp(c, tried > commitPatience, tried > q.Timeout/2)
 		}); len(calls) == 0 {
 			return nil
 		}
-		q.bus.stats.retries.Add(1)
+		q.Retries.Add(1)
 		select {
 		case <-retry.After():
 		case <-ctx.Done():

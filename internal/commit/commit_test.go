@@ -1,7 +1,8 @@
-package eventbus
+package commit
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"testing"
@@ -15,7 +16,7 @@ import (
 
 // An answering client gives what it is told to as the answers to calls of append.lua.
 type answering struct {
-	Client
+	redislog.Client
 	answers []any // replies, or errors
 }
 
@@ -31,9 +32,8 @@ func (c *answering) Process(_ context.Context, cmd redis.Cmder) error {
 
 // newQueue is a queue whose calls get these answers.
 func newQueue(answers ...any) *commitQueue {
-	o := defaults()
-	o.publishTimeout = time.Minute
-	return &commitQueue{bus: &Bus{options: o, log: redislog.New(&answering{answers: answers}, "", false, o.keep)}}
+	log := redislog.New(&answering{answers: answers}, "", false, func(string) (int, time.Duration) { return 0, 0 })
+	return &commitQueue{Committer: New(context.Background(), Config{Log: log, Timeout: time.Minute})}
 }
 
 // newEvent is an event on its way into logs.
@@ -53,15 +53,15 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 	for _, c := range commits {
 		c.Callers.Add(1)
 	}
-	left := q.settle(t.Context(), time.Now(), q.bus.log.NewCalls("one", 1, slices.Clone(commits)), true)
+	left := q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, slices.Clone(commits)), true)
 	require.Len(t, left, 1)
-	require.True(t, isClosed(commits[0].Done))
-	require.False(t, isClosed(commits[1].Done))
+	require.True(t, commits[0].Closed())
+	require.False(t, commits[1].Closed())
 	require.Nil(t, q.settle(t.Context(), time.Now(), left, false))
-	require.True(t, isClosed(commits[1].Done))
+	require.True(t, commits[1].Closed())
 	require.NoError(t, commits[1].Records[0].Err)
 	require.Equal(t, "6-1", commits[1].Records[0].Pos.String())
-	require.EqualValues(t, 1, q.bus.stats.retries.Load())
+	require.EqualValues(t, 1, q.Retries.Load())
 }
 
 // TestCallsThatNobodyWaitsFor are given up where they certainly have not run, and go on where they may
@@ -69,14 +69,29 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 func TestCallsThatNobodyWaitsFor(t *testing.T) {
 	q := newQueue([]any{"!OOM"})
 	c := newEvent("project:p")
-	require.Nil(t, q.settle(t.Context(), time.Now(), q.bus.log.NewCalls("one", 1, []*redislog.Commit{c}), true))
-	require.True(t, isClosed(c.Done))
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Commit{c}), true))
+	require.True(t, c.Closed())
 	require.True(t, c.Records[0].Sure)
-	require.ErrorIs(t, c.Records[0].Err, ErrUnavailable)
+	require.ErrorIs(t, c.Records[0].Err, redislog.ErrUnavailable)
 
 	q = newQueue(io.EOF, []any{"!OOM"}, []any{"=5-1"})
 	c = newEvent("project:p")
-	require.Nil(t, q.settle(t.Context(), time.Now(), q.bus.log.NewCalls("one", 1, []*redislog.Commit{c}), true))
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Commit{c}), true))
 	require.NoError(t, c.Records[0].Err)
 	require.True(t, c.Records[0].Again)
+}
+
+// TestOutcomesAreBounded in number, by dropping the oldest.
+func TestOutcomesAreBounded(t *testing.T) {
+	var o outcomes
+	for i := range mostOutcomes + 10 {
+		o.put(&Publication{id: fmt.Sprint(i)})
+	}
+	require.Len(t, o.of, mostOutcomes)
+	require.Nil(t, o.get("9"))
+	kept := o.get("10")
+	require.NotNil(t, kept)
+	o.drop(kept)
+	require.Nil(t, o.get("10"))
+	require.Equal(t, mostOutcomes-1, o.order.Len())
 }

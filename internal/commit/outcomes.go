@@ -1,4 +1,4 @@
-package eventbus
+package commit
 
 import (
 	"container/list"
@@ -24,7 +24,7 @@ type outcome struct {
 	turn  chan struct{} // has one token: for who publishes the event now
 
 	// Whoever has the turn may look at these.
-	last  *publication
+	last  *Publication
 	known map[string]position.Position // by channel
 }
 
@@ -37,7 +37,7 @@ const (
 func outcomeKey(id string) string { return strings.ToLower(id) }
 
 // put keeps a publication that has failed.
-func (o *outcomes) put(p *publication) {
+func (o *outcomes) put(p *Publication) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	key := outcomeKey(p.id)
@@ -93,8 +93,8 @@ func (o *outcomes) drop(gone *outcome) {
 
 // learn takes what is known from the last publication. Its commit is settled.
 func (o *outcome) learn() {
-	for i := range o.last.records {
-		if r := &o.last.records[i]; !r.Pos.IsZero() {
+	for i := range o.last.Records {
+		if r := &o.last.Records[i]; !r.Pos.IsZero() {
 			o.known[r.Channel] = r.Pos
 		}
 	}

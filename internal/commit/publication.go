@@ -1,0 +1,208 @@
+package commit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/redislog"
+)
+
+// A Publication is one event on its way into the logs of its channels.
+type Publication struct {
+	commits    *Committer
+	id         string
+	event      []byte
+	idempotent bool
+	Records    []redislog.Record // of the channels; those that have the event first
+	single     [1]redislog.Record
+	timeout    <-chan time.Time
+	late       bool // the time is over
+
+	commit *redislog.Commit // the part of the records that is, or was, under way
+	from   int              // where in records it begins
+	behind bool             // an earlier publish of the event has to end first
+	Fates  []fate           // of the records, after an error
+}
+
+// Publish appends an event's JSON to the logs of channels, which are all different. What became of it
+// there is in the publication, with an error, too.
+func (cs *Committer) Publish(ctx context.Context, id string, event []byte, channels []string, idempotent bool) (*Publication, error) {
+	timeout := time.NewTimer(cs.Timeout)
+	defer timeout.Stop()
+	p := &Publication{commits: cs, id: id, event: event, idempotent: idempotent, timeout: timeout.C}
+	p.Records = p.single[:]
+	if len(channels) > 1 {
+		p.Records = make([]redislog.Record, len(channels))
+	}
+	mark := position.Fingerprint(id)
+	for i, c := range channels {
+		p.Records[i] = redislog.Record{Channel: c, Mark: mark}
+	}
+	err := p.run(ctx)
+	if err != nil {
+		if cs.ctx.Err() != nil {
+			err = context.Cause(cs.ctx)
+		}
+		p.Fates = make([]fate, len(p.Records))
+		open := p.commit != nil && !p.commit.Closed()
+		known := false
+		for i := range p.Records {
+			p.Fates[i] = p.fateOf(i, open)
+			known = known || p.Fates[i] != Missing
+		}
+		if known && !p.behind {
+			p.event = nil // the commit has it, as long as it is under way
+			cs.outcomes.put(p)
+		}
+	}
+	return p, err
+}
+
+// A fate is what is known of an event in one log, where its publish has failed.
+type fate int
+
+const (
+	Unknown fate = iota // the answer is not there
+	Done                // it is there
+	Missing             // it certainly is not
+)
+
+func (p *Publication) fateOf(i int, open bool) fate {
+	switch r := &p.Records[i]; {
+	case p.behind || open && i >= p.from && i < p.from+len(p.commit.Records):
+		return Unknown
+	case !r.Pos.IsZero():
+		return Done
+	case r.Err == nil || r.Sure:
+		return Missing
+	}
+	return Unknown
+}
+
+// run brings the event into its logs.
+func (p *Publication) run(ctx context.Context) error {
+	o := p.commits.outcomes.get(p.id)
+	if o == nil {
+		return p.commitAll(ctx)
+	}
+	p.behind = true
+	if err := p.wait(ctx, o.turn); err != nil {
+		return err
+	}
+	defer func() { o.turn <- struct{}{} }()
+	if now := p.commits.outcomes.get(p.id); now != nil && now != o {
+		return p.run(ctx) // it was forgotten meanwhile, and the event has failed again
+	}
+	if err := o.last.await(ctx, p); err != nil {
+		return err
+	}
+	p.behind = false
+	o.learn()
+	p.recall(o.known)
+	o.last = p
+	err := p.commitAll(ctx)
+	if err == nil {
+		o.learn()
+		p.commits.outcomes.drop(o)
+	}
+	return err
+}
+
+// recall takes what is known from earlier publishes of the event. The logs that have it come first,
+// so that the entries in the others note them.
+func (p *Publication) recall(known map[string]position.Position) {
+	records := slices.Clone(p.Records)
+	n := 0
+	for _, have := range []bool{true, false} {
+		for _, r := range records {
+			pos, ok := known[r.Channel]
+			if ok != have {
+				continue
+			}
+			r.Pos, r.Again = pos, ok
+			p.Records[n] = r
+			n++
+		}
+	}
+}
+
+// commitAll makes the commits that are needed. Where channels need calls of their own, one comes
+// after the other, so that each entry can note where the event is already.
+func (p *Publication) commitAll(ctx context.Context) error {
+	share := len(p.Records)
+	if p.commits.Log.PerChannel {
+		share = 1
+	}
+	also := ""
+	for i := 0; i < len(p.Records); i += share {
+		c := &redislog.Commit{
+			ID: p.id, Event: p.event, Idempotent: p.idempotent, Also: also,
+			Records: p.Records[i : i+share], Done: make(chan struct{}),
+		}
+		if !c.Settled() {
+			p.commit, p.from = c, i
+			c.Callers.Add(1)
+			queue := p.commits.add(ctx, c)
+			err := p.await(ctx, p)
+			if c.Callers.Add(-1); err != nil {
+				if queue.withdraw(c) {
+					p.commit = nil
+				}
+				return err
+			}
+		}
+		for _, r := range c.Records {
+			if r.Err != nil {
+				return r.Err
+			}
+		}
+		_, also = c.Pending(p.commits.Log)
+	}
+	return nil
+}
+
+// await waits, for q, until it is known what became of the commit that is under way.
+func (p *Publication) await(ctx context.Context, q *Publication) error {
+	if p.commit == nil {
+		return nil
+	}
+	p.commit.Callers.Add(1)
+	defer p.commit.Callers.Add(-1)
+	err := q.wait(ctx, p.commit.Done)
+	if p.commit.Closed() {
+		return nil
+	}
+	return err
+}
+
+// wait waits for something, as long as the publish may take.
+func (p *Publication) wait(ctx context.Context, c <-chan struct{}) error {
+	if p.late {
+		return p.tooLate()
+	}
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-p.commits.ctx.Done():
+		return context.Cause(p.commits.ctx)
+	case <-p.timeout:
+		p.late = true
+		return p.tooLate()
+	}
+}
+
+// tooLate says why, if that is known.
+func (p *Publication) tooLate() error {
+	err := fmt.Errorf("%w: not published within %s", redislog.ErrUnavailable, p.commits.Timeout)
+	if p.commit != nil {
+		if last := p.commit.Failing.Load(); last != nil {
+			err = fmt.Errorf("%w: %w", err, *last)
+		}
+	}
+	return err
+}
