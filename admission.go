@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/reader"
 )
 
 // The admissions know the open subscriptions: how many there are, and whose. At a
@@ -17,7 +19,7 @@ import (
 type admissions struct {
 	mu      sync.Mutex // guards following
 	n       int
-	of      map[identity]map[*reader]bool
+	of      map[identity]map[*subscriber]bool
 	revoked uint64 // how often anybody was, and once when that began to be heard of
 }
 
@@ -27,7 +29,7 @@ type identity [sha256.Size]byte
 func identify(text string) identity { return sha256.Sum256([]byte(text)) }
 
 // admit counts a reader in, unless that would be one too many.
-func (b *Bus) admit(r *reader, who string) error {
+func (b *Bus) admit(r *subscriber, who string) error {
 	o, reg := &b.options, &b.admitted
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
@@ -44,9 +46,9 @@ func (b *Bus) admit(r *reader, who string) error {
 		}
 		if have == nil {
 			if reg.of == nil {
-				reg.of = make(map[identity]map[*reader]bool)
+				reg.of = make(map[identity]map[*subscriber]bool)
 			}
-			have = make(map[*reader]bool)
+			have = make(map[*subscriber]bool)
 			reg.of[r.identity] = have
 		}
 		r.named = true
@@ -57,7 +59,7 @@ func (b *Bus) admit(r *reader, who string) error {
 }
 
 // dismiss takes a reader out that was admitted.
-func (b *Bus) dismiss(r *reader) {
+func (b *Bus) dismiss(r *subscriber) {
 	reg := &b.admitted
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
@@ -78,8 +80,7 @@ func (b *Bus) revoke(who identity) {
 	defer reg.mu.Unlock()
 	reg.revoked++
 	for r := range reg.of[who] {
-		r.revoked.Store(true)
-		r.waiter.Set()
+		r.End(ErrRevoked)
 	}
 }
 
@@ -138,44 +139,46 @@ func (b *Bus) Revoke(ctx context.Context, identity string) error {
 
 // watch ends readers that another process revokes, until the bus drains.
 func (b *Bus) watch() {
-	r, err := b.newReader(b.ctx, Subscription{Channels: []Channel{controlChannel}})
-	if err != nil {
+	r := b.readers.New()
+	defer r.Close()
+	if r.Begin(b.ctx, reader.Subscription{Channels: []string{controlChannel.String()}}) != nil {
 		return // the bus is closed
 	}
-	defer r.close()
 	b.admitted.mu.Lock()
 	b.admitted.revoked++ // before, none from another process could be heard of
 	b.admitted.mu.Unlock()
 	close(b.watches)
 	for {
-		st, err := r.next(b.ctx, false)
+		st, err := r.Next(b.ctx, false)
 		if err != nil {
 			return
 		}
-		if st.gap != nil {
-			b.warn("revocations may have been missed; streams are asked again at their keepalive", st.gap)
+		if st.Gap != nil {
+			b.warn("revocations may have been missed; streams are asked again at their keepalive", fmt.Errorf("gap: %s", st.Gap.Reason))
 		}
-		for i := range st.Entries {
-			e := &st.Entries[i]
-			if e.Event == nil {
-				continue
-			}
-			var rev revocation
-			hash, err := []byte(nil), json.Unmarshal(st.Event(e).Payload, &rev)
-			if err == nil {
-				hash, err = base64.RawURLEncoding.DecodeString(rev.Identity)
-			}
-			if err == nil && len(hash) != sha256.Size {
-				err = errors.New("a revocation without an identity")
-			}
+		for ev := range r.Events(st) {
+			hash, err := revokedBy(ev.Payload)
 			if err != nil {
 				b.unreadable(err)
 				continue
 			}
-			b.revoke(identity(hash))
-		}
-		if len(st.Entries) > 0 {
-			r.take(st, len(st.Entries))
+			b.revoke(hash)
 		}
 	}
+}
+
+// revokedBy gives the identity of a revocation.
+func revokedBy(payload []byte) (identity, error) {
+	var rev revocation
+	if err := json.Unmarshal(payload, &rev); err != nil {
+		return identity{}, err
+	}
+	hash, err := base64.RawURLEncoding.DecodeString(rev.Identity)
+	if err == nil && len(hash) != sha256.Size {
+		err = errors.New("a revocation without an identity")
+	}
+	if err != nil {
+		return identity{}, err
+	}
+	return identity(hash), nil
 }

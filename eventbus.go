@@ -14,6 +14,7 @@ import (
 	"github.com/syndarix/eventbus/internal/feed"
 	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/reader"
 	"github.com/syndarix/eventbus/internal/redislog"
 )
 
@@ -33,6 +34,7 @@ type Bus struct {
 	log     *redislog.Log
 	feed    *feed.Feed
 	commits *commit.Committer
+	readers *reader.Readers
 	logs    *pace.Warner
 	stats   counters
 
@@ -40,13 +42,12 @@ type Bus struct {
 	watchOnce sync.Once
 	watches   chan struct{} // closed when revocations are listened to
 
-	searching chan struct{} // a slot for each search of a log
-
-	ctx      context.Context // the bus's own life; Close ends it
-	cancel   context.CancelFunc
-	draining chan struct{} // closed when Shutdown or Close begins
-	over     chan struct{} // closed when all goroutines of the bus have ended
-	waited   chan struct{} // closed when the first Close returns
+	ctx        context.Context // the bus's own life; Close ends it
+	cancel     context.CancelFunc
+	draining   context.Context // ends when Shutdown or Close begins
+	startDrain func()
+	over       chan struct{} // closed when all goroutines of the bus have ended
+	waited     chan struct{} // closed when the first Close returns
 
 	leaving int // how many subscriptions were open when draining began
 
@@ -87,21 +88,22 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		return nil, fmt.Errorf("eventbus: new: %w: a Ring spreads keys over servers that know nothing of each other; give it a Client or ClusterClient", ErrUnsupported)
 	}
 	b := &Bus{
-		options:   o,
-		log:       redislog.New(client, o.prefix, o.sharded, o.keep),
-		logs:      pace.NewWarner(o.logger),
-		searching: make(chan struct{}, 1),
-		draining:  make(chan struct{}),
-		over:      make(chan struct{}),
-		waited:    make(chan struct{}),
-		empty:     make(chan struct{}),
-		watches:   make(chan struct{}),
+		options: o,
+		log:     redislog.New(client, o.prefix, o.sharded, o.keep),
+		logs:    pace.NewWarner(o.logger),
+		over:    make(chan struct{}),
+		waited:  make(chan struct{}),
+		empty:   make(chan struct{}),
+		watches: make(chan struct{}),
 	}
-	ctx, cancelCause := context.WithCancelCause(context.Background())
-	b.ctx, b.cancel = ctx, func() { cancelCause(ErrClosed) }
+	b.ctx, b.cancel = life(context.Background())
+	b.draining, b.startDrain = life(context.Background())
 	b.commits = commit.New(b.ctx, commit.Config{Log: b.log, Timeout: o.publishTimeout, Spawn: b.spawn})
 	b.feed = feed.New(b.ctx, feed.Config{
 		Log: b.log, Freshness: o.freshness, MaxMessage: o.maxEventSize, Spawn: b.spawn, Warn: b.warn, Unreadable: b.unreadable,
+	})
+	b.readers = reader.NewReaders(reader.Config{
+		Feed: b.feed, Log: b.log, Closed: b.ctx, Draining: b.draining, Spawn: b.spawn, Warn: b.warn,
 	})
 
 	checked, cancel := context.WithTimeout(b.ctx, checkTimeout)
@@ -120,6 +122,12 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	}
 	b.feed.Start()
 	return b, nil
+}
+
+// life gives a context that ends with ErrClosed.
+func life(parent context.Context) (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	return ctx, func() { cancel(ErrClosed) }
 }
 
 // spawn runs f on a goroutine that Close waits for.
@@ -162,17 +170,7 @@ func (b *Bus) leave() {
 	}
 }
 
-func (b *Bus) isDraining() bool { return isClosed(b.draining) }
-func (b *Bus) isClosed() bool   { return b.ctx.Err() != nil }
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
+func (b *Bus) isDraining() bool { return b.draining.Err() != nil }
 
 // drain refuses what begins from now on, and wakes what waits.
 func (b *Bus) drain() {
@@ -181,7 +179,7 @@ func (b *Bus) drain() {
 	if first {
 		b.drains = true
 		b.leaving = b.admitted.open()
-		close(b.draining)
+		b.startDrain()
 		if b.inside == 0 {
 			close(b.empty)
 		}
@@ -331,7 +329,7 @@ func (b *Bus) Health() error {
 
 // counters are what Stats shows.
 type counters struct {
-	published, gaps, unreadable atomic.Int64
+	published, unreadable atomic.Int64
 
 	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize atomic.Int64
 }
@@ -366,7 +364,7 @@ func (b *Bus) Stats() Stats {
 		Published:  b.stats.published.Load(),
 		Retries:    b.commits.Retries.Load(),
 		Fills:      b.feed.Fills.Load(),
-		Gaps:       b.stats.gaps.Load(),
+		Gaps:       b.readers.Gaps.Load(),
 		Unreadable: b.stats.unreadable.Load(),
 		Reconnects: b.feed.Reconnects.Load(),
 		Refused: Refused{

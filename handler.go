@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/reader"
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
@@ -111,15 +112,16 @@ func (q *request) serve() {
 		return
 	}
 	defer reader.close()
-	s := stream{bus: b, reader: reader, ctx: q.r.Context(), until: sub.ValidUntil, check: q.check}
+	s := b.newStream(q.r.Context(), reader)
+	s.Until, s.Check = sub.ValidUntil, q.check
 	if b.revocations() != revocations {
 		// One that came between authorize and open has not found this reader.
-		if s.until, err = q.askAgain(); err != nil {
+		if s.Until, err = q.askAgain(); err != nil {
 			q.refuse(err)
 			return
 		}
 	}
-	q.stream(&s)
+	q.stream(s)
 }
 
 // sound answers requests that could not be served, whoever sends them.
@@ -169,11 +171,11 @@ func (q *request) askAgain() (until time.Time, err error) {
 }
 
 // stream writes the frames.
-func (q *request) stream(s *stream) {
+func (q *request) stream(s *reader.Stream) {
 	streamHeader(q.w.Header())
 	out := deadlines{control: q.control, timeout: q.bus.options.writeTimeout, idle: q.r.ProtoMajor == 1}
 	defer out.clear()
-	for frame := range s.frames {
+	for frame := range s.Frames {
 		out.set()
 		if _, err := q.w.Write(frame); err != nil {
 			return
@@ -333,7 +335,7 @@ func (q *request) refuseSoftly(limit *LimitError) {
 	_, _ = q.w.Write(append(answer, '\n')) // the client may have gone
 }
 
-// lastEventID gives what the client has seen last: from the header, which counts, or
+// LastEventID gives what the client has seen last: from the header, which counts, or
 // the query. What no id field could hold is replaced by something that no log has.
 func lastEventID(r *http.Request) string {
 	id := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("last_event_id"))

@@ -3,14 +3,20 @@ package eventbus
 import (
 	"context"
 
-	"github.com/syndarix/eventbus/internal/pace"
-	"github.com/syndarix/eventbus/internal/position"
-	"github.com/syndarix/eventbus/internal/tail"
-	"github.com/syndarix/eventbus/internal/wire"
+	"github.com/syndarix/eventbus/internal/reader"
 )
 
+// A subscriber is a reader that the limits count.
+type subscriber struct {
+	*reader.Reader
+	bus      *Bus
+	channels []Channel // of the reader's lanes
+	named    bool      // it was admitted under this identity
+	identity identity
+}
+
 // open begins a subscription. It waits until all its channels can be read.
-func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
+func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
 	if err := b.made(); err != nil {
 		return nil, err
 	}
@@ -26,188 +32,55 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*reader, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
-	r := &reader{bus: b, waiter: pace.NewFlag()}
-	if err := b.admit(r, sub.Identity); err != nil {
+	s := &subscriber{Reader: b.readers.New(), bus: b, channels: sub.Channels}
+	if err := b.admit(s, sub.Identity); err != nil {
 		b.leave()
 		return nil, err
 	}
-	r.counted = true
-	if r.named {
-		b.watchOnce.Do(func() { b.spawn(b.watch) })
-		if err := b.await(ctx, b.watches); err != nil {
-			r.close()
-			return nil, err
-		}
+	err := b.watched(ctx, s)
+	if err == nil {
+		err = s.Begin(ctx, reader.Subscription{
+			Channels: channelTexts(sub.Channels), Types: sub.Types, After: sub.After.text, Oldest: sub.Oldest, LastEventID: sub.LastEventID,
+		})
 	}
-	if err := b.begin(ctx, r, sub); err != nil {
+	if err != nil {
+		s.close()
 		return nil, err
 	}
-	return r, nil
+	return s, nil
 }
 
-// await waits for what must be there before a subscription can begin.
-func (b *Bus) await(ctx context.Context, c <-chan struct{}) error {
+// watched waits until revocations are listened to, which the subscriber may need.
+func (b *Bus) watched(ctx context.Context, s *subscriber) error {
+	if !s.named {
+		return nil
+	}
+	b.watchOnce.Do(func() { b.spawn(b.watch) })
 	select {
-	case <-c:
+	case <-b.watches:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-b.draining:
+	case <-b.draining.Done():
 		return ErrClosed
 	}
 }
 
-// newReader makes a reader of the bus's own, which no limit counts.
-func (b *Bus) newReader(ctx context.Context, sub Subscription) (*reader, error) {
-	r := &reader{bus: b, waiter: pace.NewFlag()}
-	if err := b.begin(ctx, r, sub); err != nil {
-		return nil, err
-	}
-	return r, nil
+func (s *subscriber) close() {
+	s.Reader.Close()
+	s.bus.dismiss(s)
+	s.bus.leave()
 }
 
-// begin sets a reader to where its subscription begins. With an error, it closes it.
-func (b *Bus) begin(ctx context.Context, r *reader, sub Subscription) (err error) {
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
-	r.types = newTypeFilter(sub.Types)
-	var names []string
-	for _, c := range sub.Channels {
-		t := b.feed.Acquire(c.String())
-		r.lanes = append(r.lanes, &lane{tail: t, channel: c, place: tail.Place{Waiter: r.waiter}})
-		names = append(names, t.Name)
-	}
-	r.key = position.NewKey(names)
-	for _, l := range r.lanes {
-		if err := b.await(ctx, l.tail.Opened); err != nil {
-			return err
-		}
-	}
-	return r.start(ctx, sub, names)
+// gapError is a gap as callers get it.
+func (s *subscriber) gapError(g *reader.Gap) *GapError {
+	return &GapError{Channel: s.channels[g.Channel], Reason: GapReason(g.Reason), From: positionOf(g.From), Cursor: Cursor{g.Cursor}}
 }
 
-// start puts the lanes where the subscription begins: at the present, or elsewhere.
-func (r *reader) start(ctx context.Context, sub Subscription, names []string) error {
-	for _, l := range r.lanes {
-		l.tail.Begin(&l.place)
-		l.began = l.place.Pos
+func channelTexts(channels []Channel) []string {
+	texts := make([]string, len(channels))
+	for i, c := range channels {
+		texts[i] = c.String()
 	}
-	r.passed()
-	after := sub.After
-	switch id := sub.LastEventID; {
-	case id == "":
-		if sub.Oldest {
-			r.startAt(position.Position{})
-			return nil
-		}
-	case isUUID(id):
-		return r.startAtEvent(ctx, id)
-	default:
-		cursor, err := ParseCursor(id)
-		pos, posErr := position.Parse(id)
-		switch {
-		case err == nil:
-			after = cursor
-		case posErr == nil && len(r.lanes) == 1:
-			r.startAt(pos)
-			return nil
-		default:
-			r.startAt(position.Unknown)
-			return nil
-		}
-	}
-	if after.IsZero() {
-		return nil
-	}
-	entries, err := position.Entries(after.text, names)
-	if err != nil {
-		return err
-	}
-	for i, e := range entries {
-		l := r.lanes[i]
-		if e != nil {
-			l.place.Pos, l.began, l.hole = e.Pos, e.Began, e.Hole
-			continue
-		}
-		// The tail may be behind: other channels may have brought what is on its way to it.
-		if l.place.Pos, err = l.tail.LogEnd(ctx); err != nil {
-			return err
-		}
-		l.began = l.place.Pos
-	}
-	return context.Cause(ctx)
-}
-
-// startAt puts all lanes at a position from which the first look at the log tells where they begin.
-func (r *reader) startAt(pos position.Position) {
-	for _, l := range r.lanes {
-		l.place.Pos, l.began = pos, position.Position{}
-	}
-}
-
-func isUUID(s string) bool {
-	_, err := wire.ParseUUID(s)
-	return err == nil
-}
-
-// startAtEvent begins behind the event with this id.
-func (r *reader) startAtEvent(ctx context.Context, id string) error {
-	for _, l := range r.lanes {
-		pos, ok, err := r.bus.findEvent(ctx, l.tail, id)
-		switch {
-		case err != nil:
-			return err
-		case ok:
-			l.place.Pos = pos
-		default:
-			l.place.Pos = position.Unknown
-		}
-		l.began = position.Position{}
-	}
-	return nil
-}
-
-// findEvent looks for an event in a tail and then in its log, for one reader at
-// a time: searching a log is the dearest thing that a client can ask for.
-func (b *Bus) findEvent(ctx context.Context, t *tail.Tail, id string) (position.Position, bool, error) {
-	if pos, ok := t.Locate(id); ok {
-		return pos, true, nil
-	}
-	select {
-	case b.searching <- struct{}{}:
-	case <-ctx.Done():
-		return position.Position{}, false, context.Cause(ctx)
-	}
-	type answer struct {
-		pos position.Position
-		ok  bool
-		err error
-	}
-	answers := make(chan answer, 1)
-	b.spawn(func() {
-		defer func() { <-b.searching }()
-		var a answer
-		a.pos, a.ok, a.err = b.log.Find(b.ctx, t.Channel, id)
-		answers <- a
-	})
-	select {
-	case a := <-answers:
-		return a.pos, a.ok, a.err
-	case <-ctx.Done():
-		return position.Position{}, false, context.Cause(ctx)
-	}
-}
-
-func (r *reader) close() {
-	for _, l := range r.lanes {
-		l.tail.Forget(&l.place)
-		r.bus.feed.Release(l.tail)
-	}
-	if r.counted {
-		r.bus.dismiss(r)
-		r.bus.leave()
-	}
+	return texts
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/reader"
 )
 
 // A Subscription says what is to be read. Only Channels is required; with the
@@ -61,12 +62,12 @@ func (s *Subscription) check(o *options) error {
 	if len(s.Channels) > o.maxChannels {
 		p.Add("channels", "has %d channels, more than %d", len(s.Channels), o.maxChannels)
 	}
-	if len(s.Types) > maxGlobs {
-		p.Add("types", "has %d globs, more than %d", len(s.Types), maxGlobs)
+	if len(s.Types) > reader.MaxGlobs {
+		p.Add("types", "has %d globs, more than %d", len(s.Types), reader.MaxGlobs)
 	}
 	for i, t := range s.Types {
-		if len(t) > maxGlobLength {
-			p.Add(fmt.Sprintf("types[%d]", i), "has %d bytes, more than %d", len(t), maxGlobLength)
+		if len(t) > reader.MaxGlobLength {
+			p.Add(fmt.Sprintf("types[%d]", i), "has %d bytes, more than %d", len(t), reader.MaxGlobLength)
 		} else if _, err := path.Match(t, ""); err != nil || t == "" {
 			p.Add(fmt.Sprintf("types[%d]", i), "%s is not a glob", rawjson.Excerpt(t))
 		}
@@ -128,31 +129,19 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 			return
 		}
 		defer r.close()
-		defer r.wakeOn(ctx)()
+		defer r.WakeOn(ctx)()
 		for {
-			st, err := r.next(ctx, true)
+			st, err := r.Next(ctx, true)
 			if err != nil {
 				yield(Event{}, err)
 				return
 			}
-			if st.gap != nil && !yield(Event{}, st.gap) {
+			if st.Gap != nil && !yield(Event{}, r.gapError(st.Gap)) {
 				return
 			}
-			for i := range st.Entries {
-				e := &st.Entries[i]
-				wanted := r.wants(st.lane, e)
-				r.take(st, 1)
-				if !wanted {
-					continue
-				}
-				found := st.Event(e)
+			for found, cursor := range r.Events(st) {
 				ev := eventOf(&found)
-				ev.Payload, ev.Channel = bytes.Clone(ev.Payload), st.lane.channel
-				if len(r.lanes) > 1 || e.Foreign {
-					ev.Cursor = r.cursor()
-				} else {
-					ev.Cursor = Cursor{st.Cursor(e)}
-				}
+				ev.Payload, ev.Channel, ev.Cursor = bytes.Clone(ev.Payload), r.channels[st.Channel], Cursor{cursor}
 				if !yield(ev, nil) {
 					return
 				}

@@ -1,4 +1,4 @@
-package eventbus
+package reader
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 	"github.com/syndarix/eventbus/internal/redislog"
 	"github.com/syndarix/eventbus/internal/tail"
+	"github.com/syndarix/eventbus/internal/testing/sample"
 	"github.com/syndarix/eventbus/internal/wire"
 	"pgregory.net/rapid"
 )
@@ -55,14 +56,14 @@ func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 // TestNewChannelBeginsWhereItsLogEnds, though its tail is behind: other channels of the cursor may
 // have brought what is on its way.
 func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
-	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag()}
+	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
 	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
 		tl := tail.New("project:p", "p", new(atomic.Int64), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) })
 		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: last}, true))
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}
-	covered := Cursor{string(position.NewKey([]string{"project:p"}).Append(nil, func(int) position.Position { return position.Position{Epoch: 1000, Seq: 3} }))}
+	covered := string(position.NewKey([]string{"project:p"}).Append(nil, func(int) position.Position { return position.Position{Epoch: 1000, Seq: 3} }))
 	require.NoError(t, r.start(t.Context(), Subscription{After: covered}, []string{"project:p", "agent:a"}))
 	require.EqualValues(t, 3, r.lanes[0].place.Pos.Seq)
 	require.Equal(t, end, r.lanes[1].place.Pos)
@@ -120,8 +121,8 @@ type modelEvent struct {
 // A chain is a subscription that is resumed by its cursor, again and again.
 type chain struct {
 	channels  []string
-	cursor    Cursor
-	reader    *reader
+	cursor    string
+	reader    *Reader
 	expected  map[string]bool // events that are to be delivered, or announced
 	delivered map[string]int
 	gaps      map[string][]position.Hole // that were told, by channel
@@ -176,8 +177,7 @@ func (m *onceModel) some(label string) []string {
 
 // publish appends an event to some logs, as append.lua does.
 func (m *onceModel) publish() {
-	ev, err := NewEvent(benchProject, System(), benchPayload)
-	require.NoError(m.t, err)
+	ev := sample.Event()
 	e := &modelEvent{at: make(map[string]position.Position), removed: make(map[string]int), rewound: m.rewinds > 0}
 	m.events[ev.ID] = e
 	m.order = append(m.order, ev.ID)
@@ -187,9 +187,9 @@ func (m *onceModel) publish() {
 		_, prev := l.last()
 		l.seq++
 		pos := position.Position{Epoch: l.epoch, Seq: l.seq, Mark: position.Fingerprint(ev.ID)}
-		l.entries = append(l.entries, position.LogEntry{Pos: pos, Event: ev.wire().AppendJSON(nil), Also: also})
+		l.entries = append(l.entries, position.LogEntry{Pos: pos, Event: ev.AppendJSON(nil), Also: also})
 		e.at[name] = pos
-		a := *ev.wire()
+		a := ev
 		a.Also, a.Prev = also, prev
 		a.Position = position.Position{Epoch: pos.Epoch, Seq: pos.Seq}
 		m.messages = append(m.messages, func() {
@@ -280,9 +280,9 @@ func (m *onceModel) deliver() {
 // connect begins a chain, or resumes the one that there is.
 func (m *onceModel) connect(sub Subscription, channels []string) {
 	c := m.chain
-	r := &reader{bus: &Bus{log: &redislog.Log{}}, waiter: pace.NewFlag(), key: position.NewKey(channels)}
+	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag(), key: position.NewKey(channels)}
 	for _, name := range channels {
-		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, channel: Channel{kind: ChannelKind(name)}, place: tail.Place{Waiter: r.waiter}})
+		r.lanes = append(r.lanes, &lane{tail: m.logs[name].tail, place: tail.Place{Waiter: r.waiter}})
 	}
 	sub.After = c.cursor
 	require.NoError(m.t, r.start(context.Background(), sub, channels))
@@ -345,12 +345,12 @@ func (m *onceModel) read(steps int) {
 		st, err := c.reader.step(context.Background())
 		require.NoError(m.t, err)
 		switch {
-		case st.gap != nil:
-			name := string(st.gap.Channel.kind)
+		case st.Gap != nil:
+			name := c.reader.lanes[st.Gap.Channel].tail.Name
 			require.Less(m.t, c.told[name], m.logs[name].removed+1, "a gap in %s, where nothing was removed", name)
 			c.told[name] = m.logs[name].removed + 1
 			i := slices.IndexFunc(c.reader.lanes, func(l *lane) bool { return l.tail.Name == name })
-			c.gaps[name] = append(c.gaps[name], position.Hole{From: st.gap.From.place(), Upto: c.reader.lanes[i].place.Pos})
+			c.gaps[name] = append(c.gaps[name], position.Hole{From: st.Gap.From, Upto: c.reader.lanes[i].place.Pos})
 		case len(st.Entries) == 0:
 			return
 		default:

@@ -1,4 +1,4 @@
-package eventbus
+package reader
 
 import (
 	"iter"
@@ -26,7 +26,7 @@ import (
 // when the last of them arose: no entry behind that notes a place in them.
 
 // elsewhere reports whether another lane than l delivers an entry of l.
-func (r *reader) elsewhere(l *lane, e *tail.Entry) bool {
+func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 	if len(r.lanes) == 1 {
 		return false
 	}
@@ -41,7 +41,7 @@ func (r *reader) elsewhere(l *lane, e *tail.Entry) bool {
 			// The shards of a cluster lose what they lose each by itself: what is noted may be
 			// another event by now.
 			at.Mark = position.Fingerprint(e.Event.ID)
-			if !r.bus.log.PerChannel || !m.tail.Another(at) {
+			if !r.Log.PerChannel || !m.tail.Another(at) {
 				return true
 			}
 		}
@@ -65,7 +65,7 @@ func (l *lane) pass(from, upto position.Position) {
 
 // passed says that a lane began, or passed over something. The ends of the logs are found by reads
 // that begin from now on; one may be under way.
-func (r *reader) passed() {
+func (r *Reader) passed() {
 	r.open = len(r.lanes) > 1
 	for _, l := range r.lanes {
 		reads, _ := l.tail.LastRead()
@@ -75,7 +75,7 @@ func (r *reader) passed() {
 
 // isOpen reports whether a lane can still come upon an entry that notes a place where another lane
 // has passed.
-func (r *reader) isOpen() bool {
+func (r *Reader) isOpen() bool {
 	if !r.open {
 		return false
 	}

@@ -1,11 +1,11 @@
-package eventbus
+package reader
 
 import "path"
 
 // The bounds of [Subscription].Types.
 const (
-	maxGlobs      = 32
-	maxGlobLength = 128
+	MaxGlobs      = 32
+	MaxGlobLength = 128
 )
 
 // A typeFilter is the globs of a subscription. It looks at each type once.
