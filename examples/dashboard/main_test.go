@@ -46,6 +46,9 @@ func running(t *testing.T, args ...string) (client *http.Client, url string, end
 // TestSlowClientsAreCut: many connections send a byte now and then, of a header or a body,
 // to keep the server waiting. It does not, and serves others meanwhile.
 func TestSlowClientsAreCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes ten seconds")
+	}
 	client, url, end := running(t, "-demo=false")
 	host := strings.TrimPrefix(url, "http://")
 	var slow sync.WaitGroup

@@ -33,8 +33,8 @@ type Server struct {
 }
 
 // Start starts a redis-server with further arguments, and ends it with the test. It
-// writes nothing to disk unless told to. Without redis-server the test is skipped; where
-// CI is set, it fails.
+// writes nothing to disk unless told to. Without redis-server, and with -short, the test is skipped;
+// where CI is set, it fails without one.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	port := freePort(t)
@@ -53,6 +53,9 @@ func start(t testing.TB, port string, args []string) *Server {
 
 func executable(t testing.TB) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it needs a redis-server, which -short leaves out")
+	}
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("CI") != "" {

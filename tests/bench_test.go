@@ -1,4 +1,4 @@
-package eventbus_test
+package tests
 
 import (
 	"bufio"
@@ -25,9 +25,9 @@ import (
 
 // appendSource is the script that appends.
 func appendSource(t testing.TB) string {
-	begin, err := os.ReadFile("internal/redislog/begin.lua")
+	begin, err := os.ReadFile("../internal/redislog/begin.lua")
 	require.NoError(t, err)
-	rest, err := os.ReadFile("internal/redislog/append.lua")
+	rest, err := os.ReadFile("../internal/redislog/append.lua")
 	require.NoError(t, err)
 	return string(begin) + string(rest)
 }

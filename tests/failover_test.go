@@ -1,4 +1,4 @@
-package eventbus_test
+package tests
 
 import (
 	"bytes"
@@ -181,8 +181,8 @@ func TestErrorInMidScript(t *testing.T) {
 
 // readScript is the text of the script that reads logs.
 func readScript() []byte {
-	begin, _ := os.ReadFile("internal/redislog/begin.lua")
-	read, _ := os.ReadFile("internal/redislog/read.lua")
+	begin, _ := os.ReadFile("../internal/redislog/begin.lua")
+	read, _ := os.ReadFile("../internal/redislog/read.lua")
 	return append(begin, read...)
 }
 
