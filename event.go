@@ -237,6 +237,7 @@ func (ev *Event) UnmarshalJSON(data []byte) error {
 		return (&problems{"event", faults}).err()
 	}
 	*ev = eventOf(&parsed)
+	ev.Channel, _ = ParseChannel(parsed.Channel) // "" elsewhere than in an event stream
 	return nil
 }
 

@@ -141,24 +141,37 @@ func TestEventsAreReadAndWrittenAsThePythonSchemaDoes(t *testing.T) {
 	}
 }
 
-func TestEventFromALogHasItsCursorLast(t *testing.T) {
-	text := strings.TrimSuffix(eventJSON(nil), "}") + `,"cursor":"1763868000000-42"}`
+func TestEventFromALogHasItsPositionLast(t *testing.T) {
+	text := strings.TrimSuffix(eventJSON(nil), "}") + `,"position":"1763868000000-42"}`
 	ev, err := parseEvent(text)
 	require.NoError(t, err)
 	require.Equal(t, "1763868000000-42", ev.Position.String())
 	out, err := ev.MarshalJSON()
 	require.NoError(t, err)
 	require.Equal(t, text, string(out))
-	require.Equal(t, append(slices.Clone(wireOrder), "cursor"), memberNames(t, out))
+	require.Equal(t, append(slices.Clone(wireOrder), "position"), memberNames(t, out))
 }
 
-// The script puts the cursor in; what a foreign publisher writes there must not
+func TestTheDataOfAnEventStreamSaysItsChannel(t *testing.T) {
+	channel := eventbus.AgentChannel(uuid.New())
+	ev, err := parseEvent(strings.TrimSuffix(eventJSON(nil), "}") + `,"position":"1-1","channel":"` + channel.String() + `"}`)
+	require.NoError(t, err)
+	require.Equal(t, channel, ev.Channel)
+}
+
+func TestThePositionWasCalledCursorBefore(t *testing.T) {
+	ev, err := parseEvent(strings.TrimSuffix(eventJSON(nil), "}") + `,"cursor":"1763868000000-42"}`)
+	require.NoError(t, err)
+	require.Equal(t, "1763868000000-42", ev.Position.String())
+}
+
+// The script puts the position in; what a foreign publisher writes there must not
 // cost the event.
-func TestUnreadableCursorMeansNoPosition(t *testing.T) {
-	for _, cursor := range []string{`null`, `7`, `""`, `"x"`, `"5"`, `{}`, `"99999999999999999999-1"`} {
-		ev, err := parseEvent(strings.TrimSuffix(eventJSON(nil), "}") + `,"cursor":` + cursor + `}`)
-		require.NoError(t, err, cursor)
-		require.True(t, ev.Position.IsZero(), cursor)
+func TestUnreadablePositionIsNone(t *testing.T) {
+	for _, position := range []string{`null`, `7`, `""`, `"x"`, `"5"`, `{}`, `"99999999999999999999-1"`} {
+		ev, err := parseEvent(strings.TrimSuffix(eventJSON(nil), "}") + `,"position":` + position + `}`)
+		require.NoError(t, err, position)
+		require.True(t, ev.Position.IsZero(), position)
 	}
 }
 
@@ -508,7 +521,7 @@ func FuzzDecodeEvent(f *testing.F) {
 	for _, v := range readVectors(f, "events.json") {
 		f.Add([]byte(v.Input))
 	}
-	f.Add([]byte(strings.TrimSuffix(eventJSON(nil), "}") + `,"cursor":"1763868000000-42"}`))
+	f.Add([]byte(strings.TrimSuffix(eventJSON(nil), "}") + `,"position":"1763868000000-42"}`))
 	f.Add([]byte(eventJSON(map[string]string{"payload": "{\n\"a\": [\"]}\\\"\", {}]\r\n}", "timestamp": `"2024-01-15 10:30:00.5"`})))
 	f.Add([]byte(`{"\u0069d":"\ud800","id":7,"id":"x"}`))
 	for _, replaced := range []map[string]string{

@@ -114,10 +114,10 @@ func TestWhatPublishTakesReadersCanRead(t *testing.T) {
 	}
 }
 
-func TestLogTextIsTheEventWithoutCursor(t *testing.T) {
+func TestLogTextIsTheEventWithoutPosition(t *testing.T) {
 	ev := validWire(t)
 	ev.Position = position.Position{Epoch: 5, Seq: 6}
 	text := ev.AppendJSON(nil)
-	require.NotContains(t, string(text), "cursor")
-	require.Equal(t, string(text[:len(text)-1])+`,"cursor":"5-6"}`, string(ev.AppendWire(nil)))
+	require.NotContains(t, string(text), "position")
+	require.Equal(t, string(text[:len(text)-1])+`,"position":"5-6"}`, string(ev.AppendWire(nil)))
 }

@@ -615,7 +615,7 @@ func TestForgedPositionIsNoConfusion(t *testing.T) {
 			f.count(1)
 			raw, err := message(t, project, "1").MarshalJSON()
 			require.NoError(t, err)
-			forged := string(raw[:len(raw)-1]) + `,"cursor":"` + at + `"}`
+			forged := string(raw[:len(raw)-1]) + `,"position":"` + at + `"}`
 			require.NoError(t, rdb.Publish(ctx, channel.String(), forged).Err())
 			require.Eventually(t, func() bool { return bus.Stats().Unreadable == 1 }, time.Minute, time.Millisecond)
 			require.NoError(t, bus.Publish(ctx, message(t, project, "2")))

@@ -49,7 +49,7 @@ func TestPublishAppendsToEveryLogAndRings(t *testing.T) {
 			m, err := listener.ReceiveMessage(ctx)
 			require.NoError(t, err)
 			require.Equal(t, c.String(), m.Channel)
-			more := `,"cursor":"` + entries[0].ID + `"`
+			more := `,"position":"` + entries[0].ID + `"`
 			if also != "" { // on every channel but the first
 				require.Equal(t, also, entries[0].Values["also"])
 				more += `,"also":"` + also + `"`

@@ -59,18 +59,18 @@ func TestEventFrameIsTheContract(t *testing.T) {
 			requireCursor(t, b.Event.LastEventID)
 
 			names, values := sseclient.Members(t, b.Event.Data)
-			require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "cursor"}, names)
-			var cursor string
-			require.NoError(t, json.Unmarshal(values["cursor"], &cursor))
-			logged, err := rdb.XRange(t.Context(), logOf(channel), cursor, cursor).Result()
+			require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "position", "channel"}, names)
+			var position string
+			require.NoError(t, json.Unmarshal(values["position"], &position))
+			logged, err := rdb.XRange(t.Context(), logOf(channel), position, position).Result()
 			require.NoError(t, err)
-			require.Len(t, logged, 1, "the cursor in the data is the ID of the log's entry")
-			want := strings.TrimSuffix(logged[0].Values["event"].(string), "}") + `,"cursor":"` + cursor + `"}`
+			require.Len(t, logged, 1, "the position in the data is the ID of the log's entry")
+			want := strings.TrimSuffix(logged[0].Values["event"].(string), "}") + `,"position":"` + position + `","channel":"` + channel.String() + `"}`
 			require.Equal(t, want, b.Event.Data)
 			if text(t, decode(t, *b.Event)) == "again" {
 				newest, err := rdb.XRevRangeN(t.Context(), logOf(channel), "+", "-", 1).Result()
 				require.NoError(t, err)
-				require.Equal(t, newest[0].ID, cursor)
+				require.Equal(t, newest[0].ID, position)
 			}
 		}
 	})
@@ -137,7 +137,7 @@ func TestForeignEventHasNoIDAndKeepsTheLastOne(t *testing.T) {
 				require.Equal(t, before, s.LastEventID)
 				require.Equal(t, "agent.message", b.Event.Type)
 				names, values := sseclient.Members(t, b.Event.Data)
-				require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload"}, names)
+				require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "channel"}, names)
 				require.JSONEq(t, `{"message": "Processing task...", "progress": 50}`, string(values["payload"]))
 
 				publish(t, bus, project, nil, "after")

@@ -111,9 +111,9 @@ local function append(log, event, also, trim)
   end
   local message -- made at once: each string costs as much as a command
   if also == '' then
-    message = sub(event, 1, -2) .. ',"cursor":"' .. at .. log.rest
+    message = sub(event, 1, -2) .. ',"position":"' .. at .. log.rest
   else
-    message = sub(event, 1, -2) .. ',"cursor":"' .. at .. '","also":"' .. also .. log.rest
+    message = sub(event, 1, -2) .. ',"position":"' .. at .. '","also":"' .. also .. log.rest
   end
   log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}' -- behind '{"id":"' and 28 characters
   log.wrote = true

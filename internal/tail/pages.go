@@ -168,7 +168,7 @@ func (ps *pages) join(t *Tail, from position.Position) *flight {
 		var bad []error
 		if f.err = err; err == nil {
 			f.page = &page{Page: lp, used: time.Now()}
-			f.page.segment, bad = encode(t.key, lp)
+			f.page.segment, bad = t.encode(lp)
 			lp.Entries = slices.Clone(lp.Entries[:min(len(lp.Entries), 1+len(f.page.segment.entries))]) // what resume needs
 			for i := range lp.Entries {
 				lp.Entries[i].Event, lp.Entries[i].Also = nil, ""
@@ -198,17 +198,17 @@ func (ps *pages) land(from position.Position, f *flight) {
 
 // encode makes a segment of a page's entries, up to the first hole, or as many as fit in. It gives
 // back what could not be read.
-func encode(key position.Key, lp *position.Page) (s *segment, bad []error) {
+func (t *Tail) encode(lp *position.Page) (s *segment, bad []error) {
 	bytes := 0
 	for i := range lp.Entries {
 		bytes += len(lp.Entries[i].Event)
 	}
-	s = &segment{buf: make([]byte, 0, bytes+256*len(lp.Entries)), entries: make([]Entry, 0, len(lp.Entries))}
+	s = &segment{channel: t.Channel, buf: make([]byte, 0, bytes+256*len(lp.Entries)), entries: make([]Entry, 0, len(lp.Entries))}
 	for i, e := range lp.Entries {
 		if i > 0 && (!e.Pos.Follows(lp.Entries[i-1].Pos) || len(s.buf) > mostFrames) {
 			break
 		}
-		if err := s.addLogged(key, e); err != nil {
+		if err := s.addLogged(t.key, e); err != nil {
 			bad = append(bad, err)
 		}
 	}

@@ -36,6 +36,7 @@ type envelope struct {
 // memory, so that any stretch of them is one Write. It only grows: what a view
 // has shown does not change, though the segment may go on in a copy of it.
 type segment struct {
+	channel string            // for the frames
 	first   uint64            // ordinal of entries[0] in its tail
 	before  position.Position // where a reader stands who has taken none of it
 	entries []Entry
@@ -116,7 +117,7 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 		s.buf = append(s.buf, '\n')
 	}
 	e.body = int32(len(s.buf))
-	body, payload := wire.AppendBody(s.buf, &ev)
+	body, payload := wire.AppendBody(s.buf, &ev, s.channel)
 	s.buf, e.payload, e.payloadEnd, e.end = body, int32(payload), int32(payload+len(ev.Payload)), int32(len(body))
 	s.entries = append(s.entries, e)
 }

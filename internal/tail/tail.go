@@ -111,7 +111,7 @@ func (t *Tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
 	}
-	s := &segment{first: t.next, before: t.last}
+	s := &segment{channel: t.Channel, first: t.next, before: t.last}
 	if n := len(t.segments); n > 0 {
 		full := t.segments[n-1]
 		s.entries, s.buf = make([]Entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))

@@ -3,7 +3,6 @@ package tail
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,7 +19,7 @@ import (
 
 func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	key := position.NewKey([]string{"project:p"})
-	s := &segment{}
+	s := &segment{channel: "project:p"}
 	var events []wire.Event
 	var early View // of what was there before the segment had to move
 	for i := 1; s.takes(len(`{"a":1}`)); i++ {
@@ -41,7 +40,8 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	require.Equal(t, string(v.Frames(0, 2)), string(early.Frames(0, 2)))
 	for i, e := range v.Entries {
 		frame := string(v.Frames(i, i+1))
-		want := fmt.Sprintf("event: agent.message\ndata: %s\n\n", events[i].AppendWire(nil))
+		data := strings.TrimSuffix(string(events[i].AppendWire(nil)), "}") + `,"channel":"project:p"}`
+		want := "event: agent.message\ndata: " + data + "\n\n"
 		require.Equal(t, events[i].Position.IsZero(), e.Foreign)
 		if !e.Foreign {
 			want = "id: " + v.Cursor(&e) + "\n" + want
@@ -202,7 +202,7 @@ func BenchmarkPage(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		encode(tl.key, &page)
+		tl.encode(&page)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }
@@ -243,7 +243,7 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		event.Position = at
-		s := &segment{}
+		s := &segment{channel: "project:p"}
 		s.add(position.NewKey([]string{"project:p"}), event, at, "")
 		frame, v := s.buf, s.from(0)
 		require.True(t, utf8.Valid(frame))
@@ -267,12 +267,15 @@ func FuzzFrame(f *testing.F) {
 			require.Equal(t, "before", e.LastEventID)
 		}
 		names, _ := sseclient.Members(t, e.Data)
-		require.Equal(t, []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload", "cursor"}[:len(names)], names)
-		require.Equal(t, logged, len(names) == 8)
-
-		members["actor_id"] = nil
+		order := []string{"id", "type", "timestamp", "project_id", "actor_id", "actor_type", "payload"}
 		if logged {
-			members["cursor"] = pos.String()
+			order = append(order, "position")
+		}
+		require.Equal(t, append(order, "channel"), names)
+
+		members["actor_id"], members["channel"] = nil, "project:p"
+		if logged {
+			members["position"] = pos.String()
 		}
 		want, err := json.Marshal(members)
 		require.NoError(t, err)

@@ -25,6 +25,7 @@ type Event struct {
 	Payload   json.RawMessage // nil means {}
 
 	Position position.Position // zero for an event that is in no log
+	Channel  string            // from which an event stream has delivered it, "" elsewhere
 	Also     string            // where the event is in other logs: '<channel>@<position>', with blanks between
 	Prev     string            // how the id of the event before it ends, "" if that is not known
 }
@@ -55,7 +56,7 @@ func WellFormed(t string) bool {
 
 // AppendJSON appends the event without its cursor; it is valid.
 func (ev *Event) AppendJSON(b []byte) []byte {
-	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a cursor
+	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a position
 	b = append(b, `{"id":`...)
 	b = rawjson.AppendString(b, ev.ID)
 	b = append(b, `,"type":`...)
@@ -83,14 +84,13 @@ func (ev *Event) AppendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// AppendWire appends the event as it travels on a channel, with its cursor when
-// it has a position.
+// AppendWire appends the event as it travels on a channel, with its position when it has one.
 func (ev *Event) AppendWire(b []byte) []byte {
 	b = ev.AppendJSON(b)
 	if ev.Position.IsZero() {
 		return b
 	}
-	b = append(b[:len(b)-1], `,"cursor":"`...)
+	b = append(b[:len(b)-1], `,"position":"`...)
 	b = ev.Position.Append(b)
 	return append(b, `"}`...)
 }
@@ -153,6 +153,7 @@ func Decode(data []byte) (ev Event, err error) {
 	}
 	// A position that cannot be read is none: the event is then foreign.
 	ev.Position, _ = position.Parse(optional(d.position))
+	ev.Channel = optional(d.channel)
 	ev.Also, ev.Prev = optional(d.also), optional(d.prev)
 	return ev, d.Err()
 }
@@ -160,7 +161,7 @@ func Decode(data []byte) (ev Event, err error) {
 // A decoder has the members of an event as they are written, and what is wrong with them.
 type decoder struct {
 	rawjson.Faults
-	id, typ, timestamp, project, actor, actorType, payload, position, also, prev []byte
+	id, typ, timestamp, project, actor, actorType, payload, position, channel, also, prev []byte
 }
 
 func (d *decoder) take(name, value []byte) {
@@ -179,8 +180,10 @@ func (d *decoder) take(name, value []byte) {
 		d.actorType = value
 	case "payload":
 		d.payload = value
-	case "cursor":
+	case "position", "cursor": // its name was cursor before
 		d.position = value
+	case "channel":
+		d.channel = value
 	case "also":
 		d.also = value
 	case "prev":

@@ -17,19 +17,21 @@ func AppendID(b []byte, cursor string) []byte {
 	return append(b, '\n')
 }
 
-// AppendBody appends the rest of an event's block, and tells at which offset the
-// event's payload stands in the result.
-func AppendBody(b []byte, ev *Event) (body []byte, payload int) {
+// AppendBody appends the rest of the block of an event from this channel, and tells at which offset
+// the event's payload stands in the result.
+func AppendBody(b []byte, ev *Event, channel string) (body []byte, payload int) {
 	b = append(b, "event: "...)
 	b = append(b, ev.Type...) // well-formed, so without line breaks
 	b = append(b, "\ndata: "...)
 	b = ev.AppendWire(b)
 	tail := len("}")
 	if !ev.Position.IsZero() {
-		tail += len(`,"cursor":""`) + len(ev.Position.String())
+		tail += len(`,"position":""`) + len(ev.Position.String())
 	}
 	payload = len(b) - tail - len(ev.Payload)
-	return append(b, "\n\n"...), payload
+	b = append(b[:len(b)-1], `,"channel":"`...)
+	b = append(b, channel...) // no character of it needs an escape
+	return append(b, "\"}\n\n"...), payload
 }
 
 // AppendGap appends the block of a gap, behind which the stream goes on at a cursor.
