@@ -35,14 +35,14 @@ func (b *Bus) admit(r *subscriber, who string) error {
 	defer reg.mu.Unlock()
 	if reg.n >= o.maxSubscribers {
 		b.stats.refusedSubscribers.Add(1)
-		return &LimitError{Limit: LimitSubscribers, Max: o.maxSubscribers}
+		return &LimitError{LimitSubscribers, reg.n + 1, o.maxSubscribers}
 	}
 	if who != "" {
 		r.identity = identify(who)
 		have := reg.of[r.identity]
 		if len(have) >= o.maxPerIdentity {
 			b.stats.refusedPerIdentity.Add(1)
-			return &LimitError{Limit: LimitPerIdentity, Max: o.maxPerIdentity}
+			return &LimitError{LimitPerIdentity, len(have) + 1, o.maxPerIdentity}
 		}
 		if have == nil {
 			if reg.of == nil {

@@ -18,58 +18,73 @@ const (
 	UserKind    ChannelKind = "user"
 )
 
-// A Channel names one stream of events: all of a project, of an agent, or for a
-// user. Its text form is "project:<uuid>", "agent:<uuid>" or "user:<uuid>" with
-// the UUID in lower case. Channels are comparable and can be map keys. The zero
-// Channel is no channel and is refused wherever one is needed.
+// A Channel names one stream of events: all of a project, of an agent, or for a user. Its text form is
+// "project:<uuid>", "agent:<uuid>" or "user:<uuid>", with the UUID in lower case. Channels are
+// comparable and can be map keys. The zero Channel is no channel, and is refused wherever one is
+// needed.
 type Channel struct {
 	kind ChannelKind
-	id   uuid.UUID
+	id   string
 }
 
-// ProjectChannel is the channel that every event of the project is published to.
-func ProjectChannel(id uuid.UUID) Channel { return Channel{ProjectKind, id} }
+// ProjectChannel is the channel of a project: every event of the project is published to it.
+func ProjectChannel(id uuid.UUID) Channel { return Channel{ProjectKind, id.String()} }
 
 // AgentChannel is the channel of one agent.
-func AgentChannel(id uuid.UUID) Channel { return Channel{AgentKind, id} }
+func AgentChannel(id uuid.UUID) Channel { return Channel{AgentKind, id.String()} }
 
 // UserChannel is the channel of one user.
-func UserChannel(id uuid.UUID) Channel { return Channel{UserKind, id} }
+func UserChannel(id uuid.UUID) Channel { return Channel{UserKind, id.String()} }
 
-// ParseChannel reads the text form. The UUID may be in upper case. The error is
-// a [*ValidationError].
-func ParseChannel(s string) (Channel, error) {
-	kind, id, _ := strings.Cut(s, ":")
-	switch ChannelKind(kind) {
+// NewChannel makes a channel from its kind and its id, such as a program has them in two variables. The
+// kind is one of the three, and the id a UUID, in any case. The error is a [*ValidationError].
+func NewChannel(kind ChannelKind, id string) (Channel, error) {
+	p := problems{subject: "channel"}
+	switch kind {
 	case ProjectKind, AgentKind, UserKind:
 	default:
-		return Channel{}, invalid("channel", "channel", "%s must begin with project:, agent: or user:", rawjson.Excerpt(s))
+		p.Add("kind", "%s is not project, agent or user", rawjson.Excerpt(string(kind)))
 	}
 	u, err := wire.ParseUUID(id)
 	if err != nil {
-		return Channel{}, invalid("channel", "channel", "%s must end in a UUID", rawjson.Excerpt(s))
+		p.Add("id", "%s is not a UUID", rawjson.Excerpt(id))
+	} else if u == uuid.Nil {
+		p.Add("id", "is the nil UUID")
 	}
-	c := Channel{ChannelKind(kind), u}
-	return c, c.check("channel")
+	if err := p.err(); err != nil {
+		return Channel{}, err
+	}
+	return Channel{kind, u.String()}, nil
 }
 
-// Kind tells whose channel it is.
+// ParseChannel reads the text form. The UUID may be in upper case. The error is a [*ValidationError].
+func ParseChannel(s string) (Channel, error) {
+	kind, id, _ := strings.Cut(s, ":")
+	c, err := NewChannel(ChannelKind(kind), id)
+	if err != nil {
+		return Channel{}, invalid("channel", "channel", "%s is not project:<uuid>, agent:<uuid> or user:<uuid>", rawjson.Excerpt(s))
+	}
+	return c, nil
+}
+
+// Kind is the first part of the channel's name.
 func (c Channel) Kind() ChannelKind { return c.kind }
 
-// ID is the UUID of the project, agent or user.
-func (c Channel) ID() uuid.UUID { return c.id }
+// ID is the second part of the channel's name, as text.
+func (c Channel) ID() string { return c.id }
+
+// UUID is the UUID of the project, agent or user. It is false for the zero Channel.
+func (c Channel) UUID() (uuid.UUID, bool) {
+	id, err := wire.ParseUUID(c.id)
+	return id, err == nil
+}
 
 // String returns the text form, "" for the zero Channel.
 func (c Channel) String() string {
 	if c.kind == "" {
 		return ""
 	}
-	return string(c.append(make([]byte, 0, 64)))
-}
-
-func (c Channel) append(b []byte) []byte {
-	b = append(b, c.kind...)
-	return wire.AppendUUID(append(b, ':'), c.id)
+	return string(c.kind) + ":" + c.id
 }
 
 // MarshalText implements [encoding.TextMarshaler].
@@ -90,7 +105,7 @@ func (c Channel) problem() string {
 	switch {
 	case c.kind == "":
 		return "is not set"
-	case c.id == uuid.Nil:
+	case c.id == uuid.Nil.String():
 		return c.String() + " has the nil UUID"
 	}
 	return ""

@@ -25,7 +25,13 @@ func TestChannelsAreNamedByKindAndLowerCaseUUID(t *testing.T) {
 		t.Run(tc.text, func(t *testing.T) {
 			require.Equal(t, tc.text, tc.channel.String())
 			require.Equal(t, tc.kind, tc.channel.Kind())
-			require.Equal(t, id, tc.channel.ID())
+			require.Equal(t, id.String(), tc.channel.ID())
+			u, ok := tc.channel.UUID()
+			require.True(t, ok)
+			require.Equal(t, id, u)
+			made, err := eventbus.NewChannel(tc.kind, strings.ToUpper(id.String()))
+			require.NoError(t, err)
+			require.Equal(t, tc.channel, made)
 			parsed, err := eventbus.ParseChannel(tc.text)
 			require.NoError(t, err)
 			require.Equal(t, tc.channel, parsed)
@@ -61,7 +67,7 @@ func TestParseChannelRefuses(t *testing.T) {
 		c, err := eventbus.ParseChannel(text)
 		require.Equal(t, []string{"channel"}, badFields(t, err), "%q", text)
 		require.Less(t, len(err.Error()), 400)
-		require.True(t, c == eventbus.Channel{} || c.ID() == uuid.Nil, "%q", text)
+		require.Zero(t, c, "%q", text)
 		var into eventbus.Channel
 		require.Error(t, into.UnmarshalText([]byte(text)), "%q", text)
 		require.Zero(t, into, "%q", text)
@@ -72,12 +78,21 @@ func TestZeroChannelIsNoChannel(t *testing.T) {
 	var c eventbus.Channel
 	require.Equal(t, "", c.String())
 	require.Equal(t, eventbus.ChannelKind(""), c.Kind())
-	require.Equal(t, uuid.Nil, c.ID())
+	require.Empty(t, c.ID())
+	_, ok := c.UUID()
+	require.False(t, ok)
 	text, err := c.MarshalText()
 	require.NoError(t, err)
 	require.Empty(t, text)
 	_, err = eventbus.ParseChannel(c.String())
 	require.Error(t, err)
+}
+
+func TestNewChannelNamesWhatIsWrong(t *testing.T) {
+	_, err := eventbus.NewChannel("team", "x")
+	require.Equal(t, []string{"kind", "id"}, badFields(t, err))
+	_, err = eventbus.NewChannel(eventbus.UserKind, uuid.Nil.String())
+	require.Equal(t, []string{"id"}, badFields(t, err))
 }
 
 // FuzzParseChannel: a channel's name is what was parsed, in lower case.
@@ -95,7 +110,7 @@ func FuzzParseChannel(f *testing.F) {
 		}
 		kind, id, _ := strings.Cut(text, ":")
 		require.Equal(t, kind+":"+strings.ToLower(id), c.String())
-		require.Equal(t, uuid.MustParse(id), c.ID())
+		require.Equal(t, uuid.MustParse(id).String(), c.ID())
 		again, err := eventbus.ParseChannel(c.String())
 		require.NoError(t, err)
 		require.Equal(t, c, again)

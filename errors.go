@@ -15,10 +15,6 @@ var (
 	// [Bus.Shutdown] began, and ends every subscription that was open then.
 	ErrClosed = errors.New("eventbus: bus is closed")
 
-	// ErrTooLarge is wrapped by the error for an event that is longer than
-	// the limit of the bus (see [WithMaxEventSize]).
-	ErrTooLarge = errors.New("event is too large")
-
 	// ErrUnavailable is wrapped by errors that say that Redis could not be
 	// reached or did not answer in time; trying again later may help.
 	ErrUnavailable = redislog.ErrUnavailable
@@ -27,7 +23,7 @@ var (
 	ErrRevoked = errors.New("eventbus: the reader was revoked")
 
 	// ErrLimit is what every [*LimitError] is.
-	ErrLimit = errors.New("a limit of the bus is reached")
+	ErrLimit = errors.New("eventbus: a limit of the bus is reached")
 
 	// ErrUnsupported is wrapped by the error of [New] for a Redis that
 	// cannot do what the bus needs; the message says what to change.
@@ -107,23 +103,25 @@ func invalid(subject, field, format string, args ...any) error {
 	return p.err()
 }
 
-// The limits of a [LimitError].
+// The limits that a [LimitError] can name.
 const (
 	LimitSubscribers = "subscribers"              // see [WithMaxSubscribers]
 	LimitPerIdentity = "subscribers per identity" // see [WithMaxPerIdentity]
+	LimitChannels    = "channels"                 // see [WithMaxChannels]
+	LimitEventSize   = "bytes of an event"        // see [WithMaxEventSize]
 )
 
-// A LimitError says that something new was refused because the bus is at its limit. Trying again later may help.
+// A LimitError says that something was refused because it is above a limit of the bus. Nothing was
+// sent or begun. For the two limits of subscribers, trying again later may help.
 type LimitError struct {
-	// Limit is one of the constants LimitSubscribers and so on.
-	Limit string
-	// Max is what is allowed.
-	Max int
+	Limit string // one of the constants LimitSubscribers and so on
+	Got   int    // what would be above the limit
+	Max   int    // what is allowed
 }
 
-// Error names the limit.
+// Error names the limit, and both numbers.
 func (e *LimitError) Error() string {
-	return fmt.Sprintf("eventbus: %s: %s: at most %d", ErrLimit, e.Limit, e.Max)
+	return fmt.Sprintf("%s: %d %s, more than %d", ErrLimit, e.Got, e.Limit, e.Max)
 }
 
 // Is makes errors.Is(err, ErrLimit) true.

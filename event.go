@@ -169,7 +169,7 @@ func payloadPath(field string) string {
 // Validate tells whether [Bus.Publish] would take the event, but for its size: every
 // field is there and well-formed, the type is registered, and the payload has what
 // its struct requires. The error is a [*ValidationError] that names every bad field.
-func (ev *Event) Validate() error {
+func (ev Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
 		p.Add("id", "is required")

@@ -58,17 +58,23 @@ var (
 //
 // A ResponseWriter that cannot flush, or cannot set deadlines, is an error 500 at once, and a log
 // line: usually a middleware hides the server's own. A request with a body is answered with 400.
-// With a nil authorize every request gets 403.
-func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error)) http.Handler {
+// With a nil authorize every request gets 403; with a wrong option 500, and there is a log line.
+func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error), opts ...SSEOption) http.Handler {
 	if authorize == nil {
 		authorize = func(*http.Request) (Subscription, error) { return Subscription{}, ErrForbidden }
 	}
+	o, err := newSSEOptions(opts)
+	if notMade := b.made(); notMade != nil {
+		err = notMade
+	} else if err != nil {
+		b.warn("a handler answers 500 to every request", err)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if b.ctx == nil {
-			problem(w, http.StatusInternalServerError, errNotMade.Error(), nil)
+		if err != nil {
+			problem(w, http.StatusInternalServerError, err.Error(), nil)
 			return
 		}
-		(&request{bus: b, w: w, r: r, control: http.NewResponseController(w), authorize: authorize}).serve()
+		(&request{bus: b, w: w, r: r, control: http.NewResponseController(w), authorize: authorize, options: o}).serve()
 	})
 }
 
@@ -82,6 +88,7 @@ type request struct {
 	r         *http.Request
 	control   *http.ResponseController
 	authorize func(*http.Request) (Subscription, error)
+	options   sseOptions
 	sub       Subscription // as authorize has returned it first
 }
 
@@ -112,7 +119,7 @@ func (q *request) serve() {
 		return
 	}
 	defer reader.close()
-	s := b.newStream(q.r.Context(), reader)
+	s := b.newStream(q.r.Context(), reader, q.options)
 	s.Until, s.Check = sub.ValidUntil, q.check
 	if b.revocations() != revocations {
 		// One that came between authorize and open has not found this reader.
@@ -153,7 +160,7 @@ func (q *request) check() (until time.Time, ok bool) {
 	until, err := q.askAgain()
 	if err != nil && err != errChanged && !refusal(err) {
 		q.bus.warn("authorize failed; calling it again", err)
-		return time.Now().Add(q.bus.options.keepalive), true
+		return time.Now().Add(q.options.keepalive), true
 	}
 	return until, err == nil
 }
@@ -173,7 +180,7 @@ func (q *request) askAgain() (until time.Time, err error) {
 // stream writes the frames.
 func (q *request) stream(s *reader.Stream) {
 	streamHeader(q.w.Header())
-	out := deadlines{control: q.control, timeout: q.bus.options.writeTimeout, idle: q.r.ProtoMajor == 1}
+	out := deadlines{control: q.control, timeout: q.options.writeTimeout, idle: q.r.ProtoMajor == 1}
 	defer out.clear()
 	for frame := range s.Frames {
 		out.set()
@@ -301,6 +308,8 @@ func (q *request) refuse(err error) {
 				return
 			}
 		}
+	case limit != nil && limit.Limit == LimitChannels:
+		problem(q.w, http.StatusBadRequest, limit.Error(), []FieldError{{"channels", "are too many"}})
 	case q.r.Context().Err() != nil: // nobody is there any more
 	default:
 		if !errors.Is(err, ErrClosed) {
@@ -315,7 +324,7 @@ const softly = 8
 
 // refuseSoftly tells the client to come back.
 func (q *request) refuseSoftly(limit *LimitError) {
-	least := softly * q.bus.options.retry
+	least := softly * q.options.retry
 	if !strings.Contains(strings.Join(q.r.Header.Values("Accept"), ","), "text/event-stream") {
 		q.w.Header().Set("Retry-After", strconv.FormatInt(int64((least+time.Second-1)/time.Second), 10))
 		if limit != nil && limit.Limit == LimitPerIdentity {

@@ -25,12 +25,9 @@ type options struct {
 
 	publishTimeout time.Duration
 
-	keepalive    time.Duration
-	writeTimeout time.Duration
-	retry        time.Duration
-	freshness    time.Duration
-	sharded      bool
-	logger       *slog.Logger
+	freshness time.Duration
+	sharded   bool
+	logger    *slog.Logger
 }
 
 func defaults() options {
@@ -45,11 +42,8 @@ func defaults() options {
 
 		publishTimeout: 5 * time.Second,
 
-		keepalive:    15 * time.Second,
-		writeTimeout: 10 * time.Second,
-		retry:        250 * time.Millisecond,
-		freshness:    10 * time.Second,
-		logger:       slog.Default(),
+		freshness: 10 * time.Second,
+		logger:    slog.Default(),
 	}
 }
 
@@ -110,21 +104,6 @@ func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribe
 // less than 1 is an error of [New].
 func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
 
-// WithKeepalive sets how long an SSE stream may go without a write before it
-// gets one, and how often authorize is called again. The
-// default is 15s, as the HTML standard advises (section 9.2.7, "Authoring
-// notes"); less than 10ms is an error of [New].
-func WithKeepalive(d time.Duration) Option { return func(o *options) { o.keepalive = d } }
-
-// WithWriteTimeout sets how long one write to an SSE client may take before the
-// connection is cut. The default is 10s; less than 10ms is an error of [New].
-func WithWriteTimeout(d time.Duration) Option { return func(o *options) { o.writeTimeout = d } }
-
-// WithRetry sets how soon the browsers of broken streams come back: each is told a random time from
-// d up to twice that, and 1s more for every 500 streams that this process has open; after a soft
-// refusal, 8 to 16 times d. The default is 250ms; less than 1ms or more than 1h is an error of [New].
-func WithRetry(d time.Duration) Option { return func(o *options) { o.retry = d } }
-
 // WithFreshness sets for how long the bus may be unable to keep subscribers
 // fresh before [Bus.Health] fails. Connections are checked, and logs compared,
 // often enough to notice within this time. The default is 10s; less than 100ms or more
@@ -176,12 +155,6 @@ func (o *options) check() error {
 		return bad("WithMaxPerIdentity", "%d is less than 1", o.maxPerIdentity)
 	case o.publishTimeout < 10*time.Millisecond:
 		return bad("WithPublishTimeout", "%s is less than 10ms", o.publishTimeout)
-	case o.keepalive < 10*time.Millisecond:
-		return bad("WithKeepalive", "%s is less than 10ms", o.keepalive)
-	case o.writeTimeout < 10*time.Millisecond:
-		return bad("WithWriteTimeout", "%s is less than 10ms", o.writeTimeout)
-	case o.retry < time.Millisecond || o.retry > time.Hour:
-		return bad("WithRetry", "%s is not between 1ms and 1h", o.retry)
 	case o.freshness < 100*time.Millisecond || o.freshness > time.Hour:
 		return bad("WithFreshness", "%s is not between 100ms and 1h", o.freshness)
 	case o.logger == nil:

@@ -38,7 +38,7 @@ type Receipt struct {
 // ones, and sends it to all who listen. It returns nil when it is in every one of
 // these logs. Concurrent publishes share calls to Redis.
 //
-// A [*ValidationError] or [ErrTooLarge] says that nothing was sent. A
+// A [*ValidationError] or a [*LimitError] says that nothing was sent. A
 // [*PublishError] says which logs have the event; publishing the same event again
 // is safe. (After nil, it would be in the logs twice: see [PublishOptions].) A PublishError is also
 // returned when the context ends, or the time of [WithPublishTimeout]. Then what is on the wire goes
@@ -92,12 +92,12 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*commi
 	}
 	if len(channels) > b.options.maxChannels {
 		b.stats.refusedChannels.Add(1)
-		return nil, invalid("publish", "channels", "has %d channels, more than %d", len(channels), b.options.maxChannels)
+		return nil, &LimitError{LimitChannels, len(channels), b.options.maxChannels}
 	}
 	data := ev.wire().AppendJSON(nil)
 	if len(data) > b.options.maxEventSize {
 		b.stats.refusedEventSize.Add(1)
-		return nil, fmt.Errorf("eventbus: publish: %w: it has %d bytes, more than %d", ErrTooLarge, len(data), b.options.maxEventSize)
+		return nil, &LimitError{LimitEventSize, len(data), b.options.maxEventSize}
 	}
 	p, err := b.publish(ctx, ev.ID, data, channels, opts.Idempotent)
 	if err == nil {

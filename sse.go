@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"time"
 
@@ -12,22 +13,57 @@ import (
 // section 9.2 ("Server-sent events"), ready to be written and flushed.
 type Frame []byte
 
+// An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE].
+type SSEOption func(*sseOptions)
+
+type sseOptions struct{ keepalive, writeTimeout, retry time.Duration }
+
+// WithKeepalive sets how long a stream may go without a write before it gets one, and how often
+// authorize is called again. The default is 15s, as the HTML standard advises (section 9.2.7,
+// "Authoring notes"). Less than 10ms is an error.
+func WithKeepalive(d time.Duration) SSEOption { return func(o *sseOptions) { o.keepalive = d } }
+
+// WithWriteTimeout sets how long one write to a client of [Bus.Handler] may take before the connection
+// is cut. The default is 10s. Less than 10ms is an error.
+func WithWriteTimeout(d time.Duration) SSEOption { return func(o *sseOptions) { o.writeTimeout = d } }
+
+// WithRetry sets how soon browsers come back when their stream breaks. Each is told a random time: from
+// d to twice d, and up to 1s more for every 500 streams that the process has open. After a soft
+// refusal it is 8 to 16 times d. The default is 250ms. Less than 1ms, or more than 1h, is an error.
+func WithRetry(d time.Duration) SSEOption { return func(o *sseOptions) { o.retry = d } }
+
+func newSSEOptions(opts []SSEOption) (sseOptions, error) {
+	o := sseOptions{keepalive: 15 * time.Second, writeTimeout: 10 * time.Second, retry: 250 * time.Millisecond}
+	for i, opt := range opts {
+		if opt == nil {
+			return o, fmt.Errorf("eventbus: SSE option %d is nil", i)
+		}
+		opt(&o)
+	}
+	switch {
+	case o.keepalive < 10*time.Millisecond:
+		return o, fmt.Errorf("eventbus: WithKeepalive: %s is less than 10ms", o.keepalive)
+	case o.writeTimeout < 10*time.Millisecond:
+		return o, fmt.Errorf("eventbus: WithWriteTimeout: %s is less than 10ms", o.writeTimeout)
+	case o.retry < time.Millisecond || o.retry > time.Hour:
+		return o, fmt.Errorf("eventbus: WithRetry: %s is not between 1ms and 1h", o.retry)
+	}
+	return o, nil
+}
+
 // comeBack is how many clients may come back in a second.
 const comeBack = 500
 
-// retryAfter gives the times between which the clients of open streams are to come back when these
-// break: the more there are, the longer it takes.
-func (b *Bus) retryAfter() (least, most time.Duration) {
-	streams := b.admitted.open()
-	if b.isDraining() {
-		streams = b.leaving // some have gone already
-	}
-	return b.options.retry, 2*b.options.retry + time.Duration(streams)*time.Second/comeBack
-}
-
-// newStream turns what a subscriber comes upon into frames.
-func (b *Bus) newStream(ctx context.Context, r *subscriber) *reader.Stream {
-	return r.Stream(ctx, b.options.keepalive, b.retryAfter)
+// newStream turns what a subscriber comes upon into frames. When they break, the more streams there
+// are, the longer their clients take to come back.
+func (b *Bus) newStream(ctx context.Context, r *subscriber, o sseOptions) *reader.Stream {
+	return r.Stream(ctx, o.keepalive, func() (least, most time.Duration) {
+		streams := b.admitted.open()
+		if b.isDraining() {
+			streams = b.leaving // some have gone already
+		}
+		return o.retry, 2*o.retry + time.Duration(streams)*time.Second/comeBack
+	})
 }
 
 // SubscribeSSE walks the frames of an event stream, for those who write their
@@ -47,15 +83,20 @@ func (b *Bus) newStream(ctx context.Context, r *subscriber) *reader.Stream {
 // the client when to come back, [ErrRevoked], or, before the first frame, a
 // [*LimitError] or what was wrong with the subscription. It outlasts a Redis that is
 // away.
-func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription) iter.Seq2[Frame, error] {
+func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
+		o, err := newSSEOptions(opts)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
 		r, err := b.open(ctx, sub)
 		if err != nil {
 			yield(nil, err)
 			return
 		}
 		defer r.close()
-		s := b.newStream(ctx, r)
+		s := b.newStream(ctx, r, o)
 		for frame := range s.Frames {
 			if !yield(frame, nil) {
 				return

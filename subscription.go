@@ -59,9 +59,6 @@ func (s *Subscription) check(o *options) error {
 		}
 	}
 	s.Channels = distinct(s.Channels)
-	if len(s.Channels) > o.maxChannels {
-		p.Add("channels", "has %d channels, more than %d", len(s.Channels), o.maxChannels)
-	}
 	if len(s.Types) > reader.MaxGlobs {
 		p.Add("types", "has %d globs, more than %d", len(s.Types), reader.MaxGlobs)
 	}
@@ -78,7 +75,13 @@ func (s *Subscription) check(o *options) error {
 	if s.Oldest && !s.After.IsZero() {
 		p.Add("oldest", "and after are both set")
 	}
-	return p.err()
+	if err := p.err(); err != nil {
+		return err
+	}
+	if len(s.Channels) > o.maxChannels {
+		return &LimitError{LimitChannels, len(s.Channels), o.maxChannels}
+	}
+	return nil
 }
 
 // distinct leaves out channels that are there before.

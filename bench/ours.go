@@ -30,12 +30,13 @@ func newOurs(_ context.Context, addr string, options map[string]string) (contest
 		return nil, err
 	}
 	var opts []eventbus.Option
+	var streams []eventbus.SSEOption
 	if s := options["keepalive"]; s != "" {
 		d, err := time.ParseDuration(s)
 		if err != nil {
 			return nil, err
 		}
-		opts = append(opts, eventbus.WithKeepalive(d))
+		streams = append(streams, eventbus.WithKeepalive(d))
 	}
 	if s := options["keep"]; s != "" {
 		opts = append(opts, eventbus.WithRetention(eventbus.Retention{Events: atoi(s), Age: time.Hour}))
@@ -53,7 +54,7 @@ func newOurs(_ context.Context, addr string, options map[string]string) (contest
 	}
 	return &ours{bus, bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 		return eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project(atoi(r.FormValue("channel"))))}}, nil
-	})}, nil
+	}, streams...)}, nil
 }
 
 // project is the one whose channel has this number.

@@ -145,7 +145,7 @@ func (s *subscriber) frames() error {
 	if s.r.IntN(2) == 0 {
 		sub = eventbus.Subscription{Channels: s.channels, LastEventID: s.cursor.String(), Oldest: s.cursor.IsZero()}
 	}
-	for frame, err := range s.w.any(s.r).bus.Load().SubscribeSSE(s.session, sub) {
+	for frame, err := range s.w.any(s.r).bus.Load().SubscribeSSE(s.session, sub, eventbus.WithKeepalive(500*time.Millisecond)) {
 		if err != nil {
 			return err
 		}

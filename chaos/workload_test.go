@@ -68,8 +68,6 @@ func (w *world) random(n uint64) *rand.Rand { return rand.New(rand.NewPCG(w.seed
 func (w *world) newBus(client eventbus.Client) (*eventbus.Bus, error) {
 	return eventbus.New(client, append([]eventbus.Option{
 		eventbus.WithFreshness(time.Second),
-		eventbus.WithKeepalive(500 * time.Millisecond),
-		eventbus.WithWriteTimeout(2 * time.Second),
 		eventbus.WithRetention(eventbus.Retention{}), // what is dropped by design is no subject here
 		eventbus.WithLogger(slog.New(slog.DiscardHandler)),
 	}, w.d.options...)...)
@@ -91,7 +89,7 @@ func newWorld(ctx context.Context, t testing.TB, d *deployment, seed uint64) *wo
 		}
 		p.line = newLine(t, l.Addr().String(), i%2 == 0)
 		p.server = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			p.bus.Load().Handler(authorize).ServeHTTP(rw, r)
+			p.bus.Load().Handler(authorize, eventbus.WithKeepalive(500*time.Millisecond), eventbus.WithWriteTimeout(2*time.Second)).ServeHTTP(rw, r)
 		}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 		go func() { _ = p.server.Serve(l) }()
 		w.processes = append(w.processes, p)

@@ -2,6 +2,7 @@ package tests
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -26,7 +27,7 @@ func walk(t *testing.T, bus *eventbus.Bus, sub eventbus.Subscription) (ended <-c
 	errs, begun := make(chan error, 1), make(chan struct{})
 	go func() {
 		first := true
-		for _, err := range bus.SubscribeSSE(ctx, sub) {
+		for _, err := range framesOf(ctx, bus, sub) {
 			if first {
 				first = false
 				close(begun)
@@ -53,7 +54,7 @@ func TestLimitsRefuseTheNewAndEndNoneThatIsOpen(t *testing.T) {
 			require.ErrorIs(t, err, eventbus.ErrLimit)
 			var le *eventbus.LimitError
 			require.ErrorAs(t, err, &le)
-			require.Equal(t, eventbus.LimitError{Limit: limit, Max: max}, *le)
+			require.Equal(t, eventbus.LimitError{Limit: limit, Got: max + 1, Max: max}, *le)
 			require.NotContains(t, err.Error(), "ann")
 		}
 		first, stop := walk(t, bus, of("ann"))
@@ -78,10 +79,16 @@ func TestLimitsAreCounted(t *testing.T) {
 	project := uuid.New()
 	two := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New())}
 	ended, _ := walk(t, bus, eventbus.Subscription{Channels: two})
-	var bad *eventbus.ValidationError
-	require.ErrorAs(t, <-ended, &bad)
-	require.ErrorAs(t, bus.Publish(deadline(t), message(t, project, "x"), two[1]), &bad)
-	require.ErrorIs(t, bus.Publish(deadline(t), message(t, project, strings.Repeat("x", 2000))), eventbus.ErrTooLarge)
+	for limit, err := range map[string]error{
+		eventbus.LimitChannels:  <-ended,
+		"channels of a publish": bus.Publish(deadline(t), message(t, project, "x"), two[1]),
+		eventbus.LimitEventSize: bus.Publish(deadline(t), message(t, project, strings.Repeat("x", 2000))),
+	} {
+		le, ok := errors.AsType[*eventbus.LimitError](err)
+		require.True(t, ok, limit)
+		require.True(t, strings.HasPrefix(limit, le.Limit), limit)
+		require.Greater(t, le.Got, le.Max)
+	}
 	require.Equal(t, eventbus.Refused{Channels: 2, EventSize: 1}, bus.Stats().Refused)
 }
 
@@ -89,7 +96,7 @@ func TestLimitsAreCounted(t *testing.T) {
 func TestHandlerAtALimit(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), quiet(), eventbus.WithMaxPerIdentity(1), eventbus.WithMaxSubscribers(2))
 	channels := []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}
-	server := httptest.NewServer(bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
+	server := httptest.NewServer(handler(bus, func(r *http.Request) (eventbus.Subscription, error) {
 		return eventbus.Subscription{
 			Channels: channels, Identity: r.URL.Query().Get("who"),
 		}, nil
@@ -175,7 +182,7 @@ func TestRevokedStreamEnds(t *testing.T) {
 	allowed := make(chan bool, 1)
 	allowed <- true
 	channels := []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}
-	server := httptest.NewServer(bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
+	server := httptest.NewServer(handler(bus, func(*http.Request) (eventbus.Subscription, error) {
 		ok := <-allowed
 		allowed <- ok
 		if !ok {

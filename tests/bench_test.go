@@ -186,7 +186,7 @@ func BenchmarkFanOut(b *testing.B) {
 		}
 	}))
 	defer bare.Close()
-	ours := httptest.NewServer(bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
+	ours := httptest.NewServer(handler(bus, func(*http.Request) (eventbus.Subscription, error) {
 		return eventbus.Subscription{Channels: []eventbus.Channel{channel}}, nil
 	}))
 	defer ours.Close()
@@ -241,7 +241,7 @@ func BenchmarkReplay(b *testing.B) {
 	wg.Wait()
 	replay := func(bus *eventbus.Bus) time.Duration {
 		began, got := time.Now(), 0
-		for frame, err := range bus.SubscribeSSE(ctx, eventbus.Subscription{Channels: sub.Channels, After: sub.After}) {
+		for frame, err := range framesOf(ctx, bus, eventbus.Subscription{Channels: sub.Channels, After: sub.After}) {
 			require.NoError(b, err)
 			if got += bytes.Count(frame, []byte("\ndata: ")); got == n {
 				break

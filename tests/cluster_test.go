@@ -19,7 +19,7 @@ import (
 )
 
 // eachMode runs a test with plain and with sharded Pub/Sub.
-func eachMode(t *testing.T, test func(t *testing.T, mode ...eventbus.Option)) {
+func eachMode(t *testing.T, test func(t *testing.T, mode ...any)) {
 	t.Run("plain", func(t *testing.T) { test(t) })
 	t.Run("sharded", func(t *testing.T) { test(t, eventbus.WithShardedPubSub()) })
 }
@@ -55,7 +55,7 @@ func slotOf(t testing.TB, rdb *redis.ClusterClient, c eventbus.Channel) int {
 // resumes over all of them.
 func TestClusterCarriesEventsToEveryChannel(t *testing.T) {
 	rdb := redistest.StartCluster(t, 3, false).Client(t)
-	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+	eachMode(t, func(t *testing.T, mode ...any) {
 		bus, ctx, project := newBus(t, rdb, mode...), deadline(t), uuid.New()
 		channels := spread(project, 6)
 		sub := now(t, bus, channels...)
@@ -124,7 +124,7 @@ func TestShardedPubSubOnOneServer(t *testing.T) {
 func TestSlotsMoveUnderLoad(t *testing.T) {
 	c := redistest.StartCluster(t, 3, false)
 	rdb := c.Client(t)
-	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+	eachMode(t, func(t *testing.T, mode ...any) {
 		opts := append(mode, eventbus.WithFreshness(time.Second))
 		bus, publisher, project := newBus(t, rdb, opts...), newBus(t, c.Client(t), opts...), uuid.New()
 		channels := spread(project, 4)
@@ -168,7 +168,7 @@ func TestSlotsMoveUnderLoad(t *testing.T) {
 // TestMasterOfAClusterIsKilledAndReplaced: its replica takes over. What the replica had
 // not got yet is announced; everything else arrives.
 func TestMasterOfAClusterIsKilledAndReplaced(t *testing.T) {
-	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+	eachMode(t, func(t *testing.T, mode ...any) {
 		c := redistest.StartCluster(t, 3, true)
 		rdb := c.Client(t)
 		opts := append(mode, eventbus.WithFreshness(time.Second))
@@ -218,7 +218,7 @@ func TestOneShardIsDown(t *testing.T) {
 	for _, s := range c.Masters {
 		require.NoError(t, s.Client(t).ConfigSet(ctx, "cluster-require-full-coverage", "no").Err())
 	}
-	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+	eachMode(t, func(t *testing.T, mode ...any) {
 		bus, project := newBus(t, rdb, append(mode, eventbus.WithFreshness(time.Second))...), uuid.New()
 		up := eventbus.ProjectChannel(project)
 		down := eventbus.AgentChannel(uuid.New())
@@ -261,7 +261,7 @@ func TestOneShardIsDown(t *testing.T) {
 func TestChannelsOfANodeShareARoundTrip(t *testing.T) {
 	c := redistest.StartCluster(t, 3, false)
 	rdb := c.Client(t)
-	eachMode(t, func(t *testing.T, mode ...eventbus.Option) {
+	eachMode(t, func(t *testing.T, mode ...any) {
 		bus, ctx := newBus(t, rdb, mode...), deadline(t)
 		for _, s := range c.Masters {
 			require.NoError(t, s.Client(t).ScriptFlush(ctx).Err())

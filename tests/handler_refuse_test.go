@@ -28,7 +28,7 @@ func TestRevokeFindsWhoIsOnTheWay(t *testing.T) {
 		channel := eventbus.ProjectChannel(uuid.New())
 		var out atomic.Bool
 		var asked atomic.Int64
-		server := serve(t, bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
+		server := serve(t, handler(bus, func(r *http.Request) (eventbus.Subscription, error) {
 			if out.Load() && revoked == "alice" {
 				return eventbus.Subscription{}, eventbus.ErrUnauthorized
 			}
@@ -52,7 +52,7 @@ func TestRevokeFindsWhoIsOnTheWay(t *testing.T) {
 
 // TestBodyThatNeverComes is announced, and must hold up neither the answer nor the server's end.
 func TestBodyThatNeverComes(t *testing.T) {
-	server := httptest.NewUnstartedServer(newBus(t, onMiniredis(t)).Handler(reads(eventbus.ProjectChannel(uuid.New()))))
+	server := httptest.NewUnstartedServer(handler(newBus(t, onMiniredis(t)), reads(eventbus.ProjectChannel(uuid.New()))))
 	server.Start()
 	for _, announced := range []string{"Content-Length: 5", "Transfer-Encoding: chunked"} {
 		for method, want := range map[string]int{"GET": http.StatusBadRequest, "POST": http.StatusMethodNotAllowed} {
@@ -94,7 +94,7 @@ func (p panicking) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 func TestWriterThatCannotStreamIsToldAtOnce(t *testing.T) {
 	var log logBook
 	bus := newBus(t, onMiniredis(t), log.option())
-	h := bus.Handler(reads(eventbus.ProjectChannel(uuid.New())))
+	h := handler(bus, reads(eventbus.ProjectChannel(uuid.New())))
 	for name, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
 		"flushes, but has no deadlines":  func(w http.ResponseWriter) http.ResponseWriter { return flusher{bare{w}} },
 		"does not set deadlines":         func(w http.ResponseWriter) http.ResponseWriter { return refusing{flusher{bare{w}}} },
@@ -118,7 +118,7 @@ func TestAuthorizeIsToldWhatToReturn(t *testing.T) {
 	} {
 		var log logBook
 		bus := newBus(t, onMiniredis(t), log.option())
-		_, _ = get(t, serve(t, bus.Handler(authorize)))
+		_, _ = get(t, serve(t, handler(bus, authorize)))
 		require.Contains(t, strings.Join(log.all(), "\n"), want)
 	}
 }

@@ -294,7 +294,7 @@ func TestGapWhereTheLogWasLost(t *testing.T) {
 }
 
 func TestNobodyReadsWithoutAuthorization(t *testing.T) {
-	server := serve(t, newBus(t, onMiniredis(t)).Handler(nil))
+	server := serve(t, handler(newBus(t, onMiniredis(t)), nil))
 	resp, _ := get(t, server)
 	require.Equal(t, http.StatusForbidden, resp.StatusCode)
 }
@@ -330,7 +330,7 @@ func TestRefusals(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			server := serve(t, bus.Handler(func(*http.Request) (eventbus.Subscription, error) { return test.sub, test.err }))
+			server := serve(t, handler(bus, func(*http.Request) (eventbus.Subscription, error) { return test.sub, test.err }))
 			if test.status == 0 {
 				requireSoftRefusal(t, server, 1500)
 				return
@@ -455,7 +455,7 @@ func TestAuthorizationIsAskedAgain(t *testing.T) {
 			bus := newBus(t, onMiniredis(t), quiet(), eventbus.WithKeepalive(20*time.Millisecond))
 			var g gate
 			g.set(allow(channels...))
-			s := joined(t, serve(t, bus.Handler(g.authorize)))
+			s := joined(t, serve(t, handler(bus, g.authorize)))
 			for g.asked.Load() < 3 {
 				s.block()
 			}
@@ -469,7 +469,7 @@ func TestAuthorizationIsAskedAgain(t *testing.T) {
 			for seen := g.asked.Load(); g.asked.Load() < seen+3; {
 				s.block()
 			}
-			publish(t, bus, channels[0].ID(), nil, "still there")
+			publish(t, bus, projectOf(channels[0]), nil, "still there")
 			s.expect("still there")
 			g.set(refuse(eventbus.ErrUnauthorized))
 			s.rest()
@@ -485,7 +485,7 @@ func TestBusyStreamIsAskedAboutToo(t *testing.T) {
 	g.set(func() (eventbus.Subscription, error) {
 		return eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}}, nil
 	})
-	s := joined(t, serve(t, bus.Handler(g.authorize)))
+	s := joined(t, serve(t, handler(bus, g.authorize)))
 	ctx, stop := context.WithCancel(deadline(t))
 	var publisher sync.WaitGroup
 	defer publisher.Wait()
@@ -512,7 +512,7 @@ func TestValidUntilAsksEarlier(t *testing.T) {
 			bus := newBus(t, onMiniredis(t), eventbus.WithKeepalive(time.Hour))
 			channel := eventbus.ProjectChannel(uuid.New())
 			var asked atomic.Int64
-			s := joined(t, serve(t, bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
+			s := joined(t, serve(t, handler(bus, func(*http.Request) (eventbus.Subscription, error) {
 				switch asked.Add(1) {
 				case 1:
 					return eventbus.Subscription{Channels: []eventbus.Channel{channel}, ValidUntil: time.Now().Add(test.first)}, nil
@@ -537,7 +537,7 @@ func TestNothingIsSentOnceRefused(t *testing.T) {
 	project := uuid.New()
 	expired := make(chan struct{})
 	var asked atomic.Int64
-	server := serve(t, bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
+	server := serve(t, handler(bus, func(*http.Request) (eventbus.Subscription, error) {
 		if asked.Add(1) > 1 {
 			<-expired
 			return eventbus.Subscription{}, eventbus.ErrUnauthorized
@@ -604,7 +604,7 @@ func await[T any](t testing.TB, c <-chan T) T {
 
 func TestCloseEndsHandlers(t *testing.T) {
 	bus := newBus(t, onMiniredis(t))
-	h, ended := watched(bus.Handler(reads(eventbus.ProjectChannel(uuid.New()))))
+	h, ended := watched(handler(bus, reads(eventbus.ProjectChannel(uuid.New()))))
 	s := joined(t, serve(t, h))
 	require.NoError(t, bus.Close())
 	await(t, ended)
@@ -614,7 +614,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 
 func TestClientThatLeavesEndsTheHandler(t *testing.T) {
 	bus := newBus(t, onMiniredis(t))
-	h, ended := watched(bus.Handler(reads(eventbus.ProjectChannel(uuid.New()))))
+	h, ended := watched(handler(bus, reads(eventbus.ProjectChannel(uuid.New()))))
 	server := serve(t, h)
 	a, b := joined(t, server), joined(t, server)
 	require.Equal(t, 2, bus.Stats().Active)
@@ -646,7 +646,7 @@ func (o open) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 func TestMiddlewareThatHidesFlushIsToldAtOnce(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), quiet())
 	var asked atomic.Int64
-	h := bus.Handler(func(*http.Request) (eventbus.Subscription, error) {
+	h := handler(bus, func(*http.Request) (eventbus.Subscription, error) {
 		asked.Add(1)
 		return eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}}, nil
 	})
@@ -673,7 +673,7 @@ func TestMiddlewareThatHidesFlushIsToldAtOnce(t *testing.T) {
 func TestServersWriteTimeoutDoesNotCutAStream(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), eventbus.WithKeepalive(50*time.Millisecond))
 	project := uuid.New()
-	server := httptest.NewUnstartedServer(bus.Handler(reads(eventbus.ProjectChannel(project))))
+	server := httptest.NewUnstartedServer(handler(bus, reads(eventbus.ProjectChannel(project))))
 	server.Config.WriteTimeout = 100 * time.Millisecond
 	server.Start()
 	t.Cleanup(server.Close)
@@ -688,7 +688,7 @@ func TestServersWriteTimeoutDoesNotCutAStream(t *testing.T) {
 func TestHTTP2(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), eventbus.WithKeepalive(300*time.Millisecond), eventbus.WithWriteTimeout(100*time.Millisecond))
 	project := uuid.New()
-	server := httptest.NewUnstartedServer(bus.Handler(reads(eventbus.ProjectChannel(project))))
+	server := httptest.NewUnstartedServer(handler(bus, reads(eventbus.ProjectChannel(project))))
 	server.EnableHTTP2 = true
 	server.Config.WriteTimeout = 500 * time.Millisecond
 	server.StartTLS()
@@ -712,7 +712,7 @@ func TestHTTP2(t *testing.T) {
 func TestClientThatStopsReadingIsCutAndDelaysNobody(t *testing.T) {
 	bus := newBus(t, onMiniredis(t), eventbus.WithWriteTimeout(500*time.Millisecond))
 	project := uuid.New()
-	h, ended := watched(bus.Handler(reads(eventbus.ProjectChannel(project))))
+	h, ended := watched(handler(bus, reads(eventbus.ProjectChannel(project))))
 	server := serve(t, h)
 
 	good := joined(t, server)
@@ -896,7 +896,7 @@ func FuzzLastEventID(f *testing.F) {
 		e[0].seq, e[1].epoch = seq, seq
 		f.Add(forged{entries: e, holes: holes}.String(), false)
 	}
-	handlers := []http.Handler{bus.Handler(reads(channels...)), bus.Handler(reads(channels[:1]...))}
+	handlers := []http.Handler{handler(bus, reads(channels...)), handler(bus, reads(channels[:1]...))}
 	f.Fuzz(func(t *testing.T, id string, one bool) {
 		h := handlers[0]
 		if one {

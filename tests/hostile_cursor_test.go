@@ -102,14 +102,14 @@ type hostile struct {
 }
 
 func newHostile(bus *eventbus.Bus, allowed ...eventbus.Channel) *hostile {
-	return &hostile{bus: bus, allowed: allowed, handler: bus.Handler(reads(allowed...)), mine: map[string]bool{}}
+	return &hostile{bus: bus, allowed: allowed, handler: handler(bus, reads(allowed...)), mine: map[string]bool{}}
 }
 
 // happens publishes an event to the n-th of the channels, and gives its id.
 func (h *hostile) happens(t testing.TB, ctx context.Context, n int) string {
 	c := h.allowed[n%len(h.allowed)]
 	// Only a project's own events go to no other channel.
-	project, channels := c.ID(), []eventbus.Channel(nil)
+	project, channels := projectOf(c), []eventbus.Channel(nil)
 	if c.Kind() != eventbus.ProjectKind {
 		project, channels = uuid.New(), []eventbus.Channel{c}
 	}
@@ -253,8 +253,8 @@ func someChannels(n int) (channels []eventbus.Channel) {
 
 // still is a bus that asks Redis nothing by itself, so that what a client costs can be
 // counted. Its logs hold few events: all of one channel fit into one page.
-func still(t testing.TB, client eventbus.Client, opts ...eventbus.Option) *eventbus.Bus {
-	return newBus(t, client, append([]eventbus.Option{quiet(), eventbus.WithMaxChannels(40), eventbus.WithFreshness(time.Hour), eventbus.WithKeepalive(time.Hour),
+func still(t testing.TB, client eventbus.Client, opts ...any) *eventbus.Bus {
+	return newBus(t, client, append([]any{quiet(), eventbus.WithMaxChannels(40), eventbus.WithFreshness(time.Hour), eventbus.WithKeepalive(time.Hour),
 		eventbus.WithRetention(eventbus.Retention{Events: 10, Age: time.Hour})}, opts...)...)
 }
 
@@ -273,8 +273,8 @@ func TestForgedCursorsBringNothingButWhatIsAllowed(t *testing.T) {
 	elsewhere := newBus(t, rdb, quiet(), eventbus.WithPrefix("other:"))
 	secrets := someChannels(3)
 	for _, c := range secrets {
-		publish(t, bus, c.ID(), secrets, "not allowed")
-		publish(t, elsewhere, c.ID(), secrets, "not allowed")
+		publish(t, bus, projectOf(c), secrets, "not allowed")
+		publish(t, elsewhere, projectOf(c), secrets, "not allowed")
 	}
 	for _, n := range []int{1, 2, 3, 40} {
 		t.Run(fmt.Sprint(n, " channels"), func(t *testing.T) {
@@ -467,7 +467,7 @@ func TestNobodyReadsWhatIsNotAllowed(t *testing.T) {
 	rdb := smallNodes(t)
 	bus := still(t, rdb)
 	secret := someChannels(3)
-	publish(t, bus, secret[0].ID(), secret[1:], "not allowed", "not allowed")
+	publish(t, bus, projectOf(secret[0]), secret[1:], "not allowed", "not allowed")
 	entries, err := rdb.XRange(t.Context(), logOf(secret[0]), "-", "+").Result()
 	require.NoError(t, err)
 	hidden := eventOf(t, entries[0])
@@ -491,7 +491,7 @@ func TestNobodyReadsWhatIsNotAllowed(t *testing.T) {
 		"position": {entries[0].ID, "1763868000000-42"},
 		"channel":  {secret[0].String(), eventbus.ProjectChannel(uuid.New()).String()},
 		"log":      {logOf(secret[0]), "eventbus:log:{" + uuid.NewString() + "}"},
-		"project":  {secret[0].ID().String(), uuid.NewString()},
+		"project":  {secret[0].ID(), uuid.NewString()},
 	}
 	ways := map[string]func(id string) with{
 		"header":            header,
@@ -506,7 +506,7 @@ func TestNobodyReadsWhatIsNotAllowed(t *testing.T) {
 			return func(r *http.Request) {
 				parameter(id)(r)
 				if name != "type" { // reads takes that one: it can only leave out
-					query(name, cmp.Or(map[string]string{"oldest": "true", "channel": secret[0].String(), "channels": secret[0].String()}[name], secret[0].ID().String()))(r)
+					query(name, cmp.Or(map[string]string{"oldest": "true", "channel": secret[0].String(), "channels": secret[0].String()}[name], secret[0].ID()))(r)
 				}
 			}
 		}
@@ -514,7 +514,7 @@ func TestNobodyReadsWhatIsNotAllowed(t *testing.T) {
 
 	for n := range 4 {
 		if n == 0 {
-			h := serve(t, bus.Handler(reads()))
+			h := serve(t, handler(bus, reads()))
 			for _, ask := range asks {
 				for _, way := range ways {
 					for _, id := range ask {

@@ -262,7 +262,7 @@ func TestForeignMessageOfAMillionBytes(t *testing.T) {
 		require.EqualValues(t, 1, small.Stats().Unreadable)
 		require.Zero(t, large.Stats().Unreadable)
 		require.Len(t, log.all(), 1)
-		require.ErrorIs(t, large.Publish(deadline(t), message(t, project, strings.Repeat("x", 2<<20))), eventbus.ErrTooLarge)
+		require.ErrorIs(t, large.Publish(deadline(t), message(t, project, strings.Repeat("x", 2<<20))), eventbus.ErrLimit)
 	})
 }
 

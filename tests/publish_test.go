@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -224,7 +226,7 @@ func TestBadInputIsRefusedByNameAndNothingIsSent(t *testing.T) {
 			require.Equal(t, c.field, bad.Fields[0].Field, name)
 		}
 		err := bus.Publish(ctx, message(t, project, strings.Repeat("x", 4096)))
-		require.ErrorIs(t, err, eventbus.ErrTooLarge)
+		require.ErrorIs(t, err, eventbus.ErrLimit)
 		for _, x := range []any{math.NaN(), math.Inf(1), "\xff", map[string]any{"y": []any{math.NaN()}}} {
 			_, err := eventbus.NewEvent(project, eventbus.System(), wrongPayload{X: x})
 			var bad *eventbus.ValidationError
@@ -276,7 +278,6 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	}{
 		{"WithPrefix", eventbus.WithPrefix("a b")},
 		{"WithPrefix", eventbus.WithPrefix(`a"`)},
-		{"WithKeepalive", eventbus.WithKeepalive(0)},
 		{"WithPublishTimeout", eventbus.WithPublishTimeout(0)},
 		{"WithRetention", eventbus.WithRetention(eventbus.Retention{Events: -1})},
 		{"WithRetention", eventbus.WithRetention(eventbus.Retention{Age: 9 * time.Second})},
@@ -287,6 +288,19 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	} {
 		_, err = eventbus.New(rdb, wrong.option)
 		require.ErrorContains(t, err, wrong.name)
+	}
+
+	bus, c := newBus(t, rdb, quiet()), eventbus.ProjectChannel(uuid.New())
+	for name, wrong := range map[string]eventbus.SSEOption{
+		"WithKeepalive": eventbus.WithKeepalive(0), "WithWriteTimeout": eventbus.WithWriteTimeout(0), "WithRetry": eventbus.WithRetry(2 * time.Hour), "option 0 is nil": nil,
+	} {
+		for _, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Channels: []eventbus.Channel{c}}, wrong) {
+			require.ErrorContains(t, err, name)
+		}
+		w := httptest.NewRecorder()
+		bus.Handler(reads(c), wrong).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		require.Equal(t, http.StatusInternalServerError, w.Code)
+		require.Contains(t, w.Body.String(), name)
 	}
 
 	_, port, _ := strings.Cut(master.Addr, ":")

@@ -37,14 +37,14 @@ func serveProcess(addr, redisAddr string) error {
 	defer stop()
 	rdb := redis.NewClient(&redis.Options{Addr: redisAddr})
 	defer rdb.Close()
-	bus, err := eventbus.New(rdb, eventbus.WithRetry(restRetry))
+	bus, err := eventbus.New(rdb)
 	if err != nil {
 		return err
 	}
 	server := &http.Server{Handler: bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 		project, err := uuid.Parse(r.URL.Query().Get("project"))
 		return eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}}, err
-	})}
+	}, eventbus.WithRetry(restRetry))}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err

@@ -198,7 +198,7 @@ func TestPayloadsAreNotShown(t *testing.T) {
 		c.heard(err, as, ev.Validate(), marshal)
 	}
 	large := bus.Publish(ctx, message(t, project, strings.Repeat(secret, 1000)))
-	require.ErrorIs(t, large, eventbus.ErrTooLarge)
+	require.ErrorIs(t, large, eventbus.ErrLimit)
 	c.heard(large)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
@@ -239,7 +239,7 @@ func TestCredentialsOfRequestsAreNotShown(t *testing.T) {
 	}
 	ask := func(sub eventbus.Subscription, refuse error, change ...with) {
 		t.Helper()
-		s := serve(t, bus.Handler(func(*http.Request) (eventbus.Subscription, error) { return sub, refuse }))
+		s := serve(t, handler(bus, func(*http.Request) (eventbus.Subscription, error) { return sub, refuse }))
 		resp, cancel := get(t, s, append(change, credentials)...)
 		c.heard(resp.Header)
 		if strings.Contains(resp.Header.Get("Content-Type"), "json") {
@@ -263,14 +263,14 @@ func TestCredentialsOfRequestsAreNotShown(t *testing.T) {
 	}
 	// A stream whose session cannot be looked up any more, and one of which nobody knows.
 	var once sync.Once
-	s := connect(t, serve(t, bus.Handler(func(*http.Request) (sub eventbus.Subscription, err error) {
+	s := connect(t, serve(t, handler(bus, func(*http.Request) (sub eventbus.Subscription, err error) {
 		err = errors.New("the session store is away")
 		once.Do(func() { err = nil })
 		return one, err
 	})), credentials)
 	s.until(sseBlock.Comment)
 	bare := &hidden{}
-	bus.Handler(reads(channels[0])).ServeHTTP(bare, func() *http.Request {
+	handler(bus, reads(channels[0])).ServeHTTP(bare, func() *http.Request {
 		r, err := http.NewRequest(http.MethodGet, "/", nil)
 		require.NoError(t, err)
 		credentials(r)

@@ -216,7 +216,7 @@ func TestSentinelReplacesAMasterUnderLoad(t *testing.T) {
 			s := redistest.StartSentinels(t, 1, "--repl-diskless-sync-delay", "0")
 			// So that the test, not the clock, says when the failover begins.
 			patience(t, s, time.Hour)
-			opts := []eventbus.Option{eventbus.WithFreshness(500 * time.Millisecond), eventbus.WithRetention(eventbus.Retention{})}
+			opts := []any{eventbus.WithFreshness(500 * time.Millisecond), eventbus.WithRetention(eventbus.Retention{})}
 			publisher := newBus(t, s.Client(t), opts...)
 			bus, other := newBus(t, s.Client(t), opts...), newBus(t, s.Client(t), opts...)
 			project := uuid.New()
@@ -601,7 +601,7 @@ func TestClientsThatReadFromReplicas(t *testing.T) {
 			}
 			rdb := redis.NewClusterClient(&o)
 			t.Cleanup(func() { _ = rdb.Close() })
-			eachMode(t, func(t *testing.T, mode ...eventbus.Option) { listenTo(t, rdb, replica, mode...) })
+			eachMode(t, func(t *testing.T, mode ...any) { listenTo(t, rdb, replica, mode...) })
 		})
 	}
 	c := redistest.StartCluster(t, 1, true)
@@ -619,7 +619,7 @@ func TestClientsThatReadFromReplicas(t *testing.T) {
 
 // listenTo makes buses until one happens to listen to a certain node, and checks that it
 // is brought everything.
-func listenTo(t *testing.T, rdb redis.UniversalClient, node *redistest.Server, mode ...eventbus.Option) {
+func listenTo(t *testing.T, rdb redis.UniversalClient, node *redistest.Server, mode ...any) {
 	direct, project := node.Client(t), uuid.New()
 	channel := eventbus.ProjectChannel(project)
 	channels := direct.PubSubChannels

@@ -3,8 +3,11 @@ package tests
 import (
 	"context"
 	"fmt"
+	"iter"
+	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,13 +44,48 @@ func eachRedis(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient))
 	})
 }
 
-// newBus makes a bus that ends with the test.
-func newBus(t testing.TB, client eventbus.Client, opts ...eventbus.Option) *eventbus.Bus {
+// streamOptions are those of the streams that a test opens, by bus.
+var streamOptions sync.Map
+
+// newBus makes a bus that ends with the test. Options of event streams are for handler and framesOf.
+func newBus(t testing.TB, client eventbus.Client, opts ...any) *eventbus.Bus {
 	t.Helper()
-	bus, err := eventbus.New(client, opts...)
+	var ofBus []eventbus.Option
+	var ofStreams []eventbus.SSEOption
+	for _, opt := range opts {
+		switch opt := opt.(type) {
+		case eventbus.Option:
+			ofBus = append(ofBus, opt)
+		case eventbus.SSEOption:
+			ofStreams = append(ofStreams, opt)
+		default:
+			require.Fail(t, "no option", "%T", opt)
+		}
+	}
+	bus, err := eventbus.New(client, ofBus...)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, bus.Close()) })
+	streamOptions.Store(bus, ofStreams)
+	t.Cleanup(func() {
+		require.NoError(t, bus.Close())
+		streamOptions.Delete(bus)
+	})
 	return bus
+}
+
+func streamOptionsOf(bus *eventbus.Bus) []eventbus.SSEOption {
+	opts, _ := streamOptions.Load(bus)
+	list, _ := opts.([]eventbus.SSEOption)
+	return list
+}
+
+// handler serves the streams of a bus.
+func handler(bus *eventbus.Bus, authorize func(*http.Request) (eventbus.Subscription, error)) http.Handler {
+	return bus.Handler(authorize, streamOptionsOf(bus)...)
+}
+
+// framesOf walks the frames of a stream.
+func framesOf(ctx context.Context, bus *eventbus.Bus, sub eventbus.Subscription) iter.Seq2[eventbus.Frame, error] {
+	return bus.SubscribeSSE(ctx, sub, streamOptionsOf(bus)...)
 }
 
 // deadline is a context for things that must happen, however slow the machine is.

@@ -31,6 +31,12 @@ func publish(t testing.TB, bus *eventbus.Bus, project uuid.UUID, channels []even
 	}
 }
 
+// projectOf is the project of a channel.
+func projectOf(c eventbus.Channel) uuid.UUID {
+	id, _ := c.UUID()
+	return id
+}
+
 func logOf(c eventbus.Channel) string { return "eventbus:log:{" + c.String() + "}" }
 
 func TestEventFrameIsTheContract(t *testing.T) {
@@ -160,7 +166,7 @@ func TestSubscribeSSEGivesWholeBlocks(t *testing.T) {
 		p := sseclient.New("")
 		var got []string
 		frames, comments := 0, 0
-		for frame, err := range bus.SubscribeSSE(ctx, eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}}) {
+		for frame, err := range framesOf(ctx, bus, eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(project)}}) {
 			require.NoError(t, err)
 			require.True(t, bytes.HasSuffix(frame, []byte("\n\n")), "%q", frame)
 			for _, b := range p.Parse(frame) {
@@ -194,7 +200,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 	t.Run("invalid subscription", func(t *testing.T) {
 		bus := newBus(t, rdb)
 		pairs := 0
-		for frame, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Types: []string{"["}}) {
+		for frame, err := range framesOf(deadline(t), bus, eventbus.Subscription{Types: []string{"["}}) {
 			pairs++
 			require.Empty(t, frame)
 			var bad *eventbus.ValidationError
@@ -210,7 +216,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(deadline(t))
 		defer cancel(nil)
 		var last error
-		for frame, err := range bus.SubscribeSSE(ctx, eventbus.Subscription{Channels: channels}) {
+		for frame, err := range framesOf(ctx, bus, eventbus.Subscription{Channels: channels}) {
 			require.NoError(t, last, "the error is the last")
 			if last = err; err != nil {
 				require.Empty(t, frame)
@@ -224,7 +230,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 		bus := newBus(t, rdb)
 		require.NoError(t, bus.Close())
 		pairs := 0
-		for frame, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Channels: channels}) {
+		for frame, err := range framesOf(deadline(t), bus, eventbus.Subscription{Channels: channels}) {
 			pairs++
 			require.Empty(t, frame)
 			require.Equal(t, eventbus.ErrClosed, err)
@@ -238,7 +244,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 		var last error
 		var final sseBlock
 		frames := 0
-		for frame, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Channels: channels}) {
+		for frame, err := range framesOf(deadline(t), bus, eventbus.Subscription{Channels: channels}) {
 			require.NoError(t, last, "the error is the last")
 			if last = err; err != nil {
 				require.Empty(t, frame)
@@ -278,7 +284,7 @@ func TestCutAfterAnyFrameLosesNothing(t *testing.T) {
 	walk := func(t *testing.T, cuts int) (gaps, texts []string) {
 		id := "who knows"
 		for {
-			for frame, err := range bus.SubscribeSSE(deadline(t), eventbus.Subscription{Channels: channels, LastEventID: id}) {
+			for frame, err := range framesOf(deadline(t), bus, eventbus.Subscription{Channels: channels, LastEventID: id}) {
 				require.NoError(t, err)
 				p := sseclient.New(id)
 				for _, b := range p.Parse(frame) {

@@ -204,7 +204,7 @@ func serve(t testing.TB, h http.Handler) *httptest.Server {
 // streams serves a subscription to whoever asks.
 func streams(t testing.TB, bus *eventbus.Bus, channels ...eventbus.Channel) *httptest.Server {
 	t.Helper()
-	return serve(t, bus.Handler(reads(channels...)))
+	return serve(t, handler(bus, reads(channels...)))
 }
 
 // reads authorises everyone to read the channels; ?type= may be given.

@@ -77,6 +77,9 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if _, _, err := net.SplitHostPort(*addr); err != nil {
 		return errAddr
 	}
+	if *keepalive < 10*time.Millisecond {
+		return errKeepalive
+	}
 	if *redisURL == "" {
 		*redisURL = os.Getenv("REDIS_URL")
 	}
@@ -90,13 +93,13 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer rdb.Close()
-	bus, err := eventbus.New(rdb, eventbus.WithKeepalive(*keepalive))
+	bus, err := eventbus.New(rdb)
 	if err != nil {
 		return err
 	}
 	defer bus.Close()
 	simulation := newSimulation(bus, project)
-	handler, err := newHandler(bus, project, simulation.agents)
+	handler, err := newHandler(bus, project, simulation.agents, *keepalive)
 	if err != nil {
 		return err
 	}
@@ -150,6 +153,7 @@ func drain(bus *eventbus.Bus, server *http.Server) {
 var (
 	errArguments = errors.New("unexpected argument: all there is to set are flags, see -help")
 	errAddr      = errors.New("-addr must be host:port")
+	errKeepalive = errors.New("-keepalive must be 10ms at least")
 )
 
 // errRedisURL does not say more, because a part of a URL that cannot be read may be

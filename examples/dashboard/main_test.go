@@ -121,7 +121,7 @@ func TestRunSaysWhyItCannot(t *testing.T) {
 		{[]string{"stray"}, "unexpected argument"},
 		{[]string{"-addr", "127.0.0.1"}, "host:port"},
 		{[]string{"-addr", "127.0.0.1:99999"}, "invalid port"},
-		{[]string{"-keepalive", "1ms"}, "WithKeepalive"},
+		{[]string{"-keepalive", "1ms"}, "-keepalive"},
 		{[]string{"-redis", "redis://127.0.0.1:1?max_retries=-1"}, "redis is not available"},
 	}
 	for _, test := range tests {

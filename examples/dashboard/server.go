@@ -43,7 +43,7 @@ const (
 var index string
 
 // newHandler routes the requests of the example.
-func newHandler(bus *eventbus.Bus, project uuid.UUID, agents func() []presence) (http.Handler, error) {
+func newHandler(bus *eventbus.Bus, project uuid.UUID, agents func() []presence, keepalive time.Duration) (http.Handler, error) {
 	page, err := template.New("index.html").Parse(index)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func newHandler(bus *eventbus.Bus, project uuid.UUID, agents func() []presence) 
 	a := &api{bus: bus, project: project, agents: agents, page: page}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /projects/{project}/events", a.publish)
-	mux.Handle("GET /projects/{project}/events", bus.Handler(authorize))
+	mux.Handle("GET /projects/{project}/events", bus.Handler(authorize, eventbus.WithKeepalive(keepalive)))
 	mux.HandleFunc("GET /healthz", a.health)
 	mux.HandleFunc("GET /{$}", a.index)
 
@@ -113,7 +113,7 @@ func authorize(r *http.Request) (eventbus.Subscription, error) {
 
 // channel reads the UUID of a project, agent or user.
 func channel(kind eventbus.ChannelKind, id string) (eventbus.Channel, error) {
-	c, err := eventbus.ParseChannel(string(kind) + ":" + id)
+	c, err := eventbus.NewChannel(kind, id)
 	if err != nil {
 		return c, fmt.Errorf("%.40q is not the UUID of any %s", id, kind)
 	}
@@ -122,7 +122,7 @@ func channel(kind eventbus.ChannelKind, id string) (eventbus.Channel, error) {
 
 // publish takes an event, and answers when it is in the logs of all its channels.
 func (a *api) publish(w http.ResponseWriter, r *http.Request) {
-	project, err := channel(eventbus.ProjectKind, r.PathValue("project"))
+	c, err := channel(eventbus.ProjectKind, r.PathValue("project"))
 	if err != nil {
 		refuse(w, problem{Status: http.StatusBadRequest, Detail: "the path names no project",
 			Errors: []eventbus.FieldError{{Field: "project", Problem: err.Error()}}})
@@ -133,7 +133,8 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) {
 		refuse(w, *wrong)
 		return
 	}
-	ev, channels, idempotent := f.event(project.ID())
+	project, _ := c.UUID()
+	ev, channels, idempotent := f.event(project)
 	var invalid *eventbus.ValidationError
 	if errors.As(ev.Validate(), &invalid) {
 		f.add(invalid.Fields)
@@ -146,7 +147,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	receipt, err := a.bus.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels, Idempotent: idempotent})
 	switch {
-	case errors.Is(err, eventbus.ErrTooLarge):
+	case errors.Is(err, eventbus.ErrLimit):
 		refuse(w, problem{Status: http.StatusRequestEntityTooLarge, Detail: err.Error()})
 	case err != nil:
 		w.Header().Set("Retry-After", "2")

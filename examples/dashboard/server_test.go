@@ -56,7 +56,7 @@ func newSite(t *testing.T, opts ...eventbus.Option) *site {
 	s.bus, err = eventbus.New(s.redis, opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.bus.Close() })
-	handler, err := newHandler(s.bus, s.project, newSimulation(s.bus, s.project).agents)
+	handler, err := newHandler(s.bus, s.project, newSimulation(s.bus, s.project).agents, 15*time.Second)
 	require.NoError(t, err)
 	s.Server = httptest.NewServer(handler)
 	t.Cleanup(s.Close)
