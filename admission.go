@@ -14,21 +14,21 @@ import (
 	"github.com/syndarix/eventbus/internal/reader"
 )
 
-// The admissions know the open subscriptions: how many there are, and whose. At a
-// limit a new one is refused; none that is open is ended for it.
+// The admissions know how many subscriptions are open, and of which identities. At a limit a new
+// subscription is refused. No open one is ended for it.
 type admissions struct {
 	mu      sync.Mutex // guards following
 	n       int
 	of      map[identity]map[*subscriber]bool
-	revoked uint64 // how often anybody was, and once when that began to be heard of
+	revoked uint64 // counts revocations, and once more when the bus begins to hear of others
 }
 
-// An identity is the hash of [Subscription].Identity: what it hides may be a secret.
+// An identity is the hash of [Subscription].Identity. The text may be a secret.
 type identity [sha256.Size]byte
 
 func identify(text string) identity { return sha256.Sum256([]byte(text)) }
 
-// admit counts a reader in, unless that would be one too many.
+// admit counts a subscriber in, unless a limit is reached.
 func (b *Bus) admit(r *subscriber, who string) error {
 	o, reg := &b.options, &b.admitted
 	reg.mu.Lock()
@@ -58,7 +58,7 @@ func (b *Bus) admit(r *subscriber, who string) error {
 	return nil
 }
 
-// dismiss takes a reader out that was admitted.
+// dismiss counts a subscriber out.
 func (b *Bus) dismiss(r *subscriber) {
 	reg := &b.admitted
 	reg.mu.Lock()
@@ -73,7 +73,7 @@ func (b *Bus) dismiss(r *subscriber) {
 	}
 }
 
-// revoke ends the readers of an identity that are open here.
+// revoke ends the subscribers of an identity in this process.
 func (b *Bus) revoke(who identity) {
 	reg := &b.admitted
 	reg.mu.Lock()
@@ -91,16 +91,15 @@ func (b *Bus) revocations() uint64 {
 	return b.admitted.revoked
 }
 
-// open is how many subscriptions there are.
+// open returns how many subscriptions there are.
 func (a *admissions) open() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.n
 }
 
-// Revocations go through a log of their own, like any event: a process whose
-// connection broke reads on, and misses none. Streams are asked again at keepalives
-// besides, so it need not keep them long.
+// Revocations go through a log of their own, as events do. So a process whose connection broke misses
+// none. The log need not keep them long: streams also ask authorize again at keepalives.
 var (
 	controlChannel   = Channel{kind: "eventbus"}
 	controlRetention = Retention{Events: 1000, Age: time.Hour}
@@ -111,14 +110,14 @@ type revocation struct {
 	Identity string `json:"identity"` // base64url of the hash
 }
 
-// Revoke ends every open subscription whose [Subscription].Identity this is, in all
-// processes on this Redis whose buses have the same prefix: iterators with [ErrRevoked],
-// streams of [Bus.Handler] between two frames. It does not keep anybody out: when the
-// client comes back, authorize is called, and must refuse.
+// Revoke ends every open subscription that has this [Subscription].Identity, in all processes on this
+// Redis whose buses have the same prefix. Iterators end with [ErrRevoked], streams of [Bus.Handler]
+// between two frames. Revoke keeps nobody out: when the client comes back, authorize is called, and
+// must refuse.
 //
-// In this process it takes effect at once, whatever it returns. An error, as of
-// [Bus.Publish], says that other processes may not know; their streams notice
-// at the next keepalive, by asking. It is safe for concurrent use.
+// In this process it takes effect at once, also with an error. An error, as of [Bus.Publish], says
+// that other processes may not know. Their streams find out at the next keepalive, when they ask
+// authorize. Revoke is safe for concurrent use.
 func (b *Bus) Revoke(ctx context.Context, identity string) error {
 	if err := b.made(); err != nil {
 		return err
@@ -137,7 +136,7 @@ func (b *Bus) Revoke(ctx context.Context, identity string) error {
 	return err
 }
 
-// watch ends readers that another process revokes, until the bus drains.
+// watch ends the subscribers that another process revokes. It ends with the bus.
 func (b *Bus) watch() {
 	r := b.readers.New()
 	defer r.Close()
@@ -145,7 +144,7 @@ func (b *Bus) watch() {
 		return // the bus is closed
 	}
 	b.admitted.mu.Lock()
-	b.admitted.revoked++ // before, none from another process could be heard of
+	b.admitted.revoked++ // Until now, the bus has heard of no revocation by another process.
 	b.admitted.mu.Unlock()
 	close(b.watches)
 	for {

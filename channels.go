@@ -79,7 +79,7 @@ func (c Channel) UUID() (uuid.UUID, bool) {
 	return id, err == nil
 }
 
-// String returns the text form, "" for the zero Channel.
+// String returns the text form. It is "" for the zero Channel.
 func (c Channel) String() string {
 	if c.kind == "" {
 		return ""
@@ -99,8 +99,8 @@ func (c *Channel) UnmarshalText(text []byte) error {
 	return err
 }
 
-// problem says what is wrong with the zero Channel, and with the nil UUID, which nearly always is a
-// variable that was not set; "" with any other.
+// problem says what is wrong with the channel, "" when nothing is. The nil UUID nearly always is a
+// variable that was not set.
 func (c Channel) problem() string {
 	switch {
 	case c.kind == "":

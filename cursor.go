@@ -4,17 +4,17 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Position is a place in the log of one channel: right behind one event. The
-// log numbers its events without holes; the epoch is the Redis time in
-// milliseconds at which the log was created, or more where a clock has stepped back, so that a log
-// that was lost and begun anew is not mistaken for the old one. The text form is the ID of the
-// entry in the Redis stream, "<epoch>-<seq>", such as "1763868000000-42".
+// A Position is a place in the log of one channel: right behind one event. The log numbers its events
+// without holes. The epoch is the Redis time in milliseconds at which the log was created, or more
+// where that clock has stepped back. So a log that was lost and begun anew is not taken for the old
+// one. The text form is the ID of the entry in the Redis stream, "<epoch>-<seq>", such as
+// "1763868000000-42".
 //
-// The zero Position stands before everything that there is. Positions are
-// comparable.
+// The zero Position stands before everything, and its text form is "". Positions are comparable. To
+// resume a subscription takes a [Cursor].
 type Position struct{ epoch, seq int64 }
 
-// ParsePosition reads the text form.
+// ParsePosition reads the text form, but not "".
 func ParsePosition(s string) (Position, error) {
 	p, err := position.Parse(s)
 	return positionOf(p), err
@@ -46,16 +46,16 @@ func (p *Position) UnmarshalText(text []byte) error {
 	return err
 }
 
-// A Cursor is where a subscription stands in all its channels, as opaque text:
-// what a browser keeps as its last event id. Any bus on the same Redis resumes
-// from it. The zero Cursor says nothing of any channel. Cursors are comparable.
+// A Cursor is where a subscription stands in all its channels, as opaque text. A browser keeps it as
+// its last event ID. Any bus on the same Redis resumes from it. It is for the channels that it was made
+// with: [Subscription].After says what becomes of others. The zero Cursor says nothing of any channel.
+// Cursors are comparable.
 //
-// The text has base64url characters only, at most 128 of them for six channels.
+// The text has base64url characters only, and at most 128 of them for six channels that have caught
+// up.
 type Cursor struct{ text string }
 
-// ParseCursor reads the text form. "" is the zero Cursor. The member "cursor" of an
-// event's JSON is not one, but a [Position]; [Subscription].LastEventID takes that too, for one
-// channel.
+// ParseCursor reads the text form. "" is the zero Cursor.
 func ParseCursor(s string) (Cursor, error) {
 	if s == "" {
 		return Cursor{}, nil
@@ -66,7 +66,7 @@ func ParseCursor(s string) (Cursor, error) {
 	return Cursor{s}, nil
 }
 
-// IsZero tells whether c is the zero Cursor.
+// IsZero reports whether c is the zero Cursor.
 func (c Cursor) IsZero() bool { return c.text == "" }
 
 // String returns the text form.

@@ -11,22 +11,22 @@ import (
 
 // Errors that callers branch on with [errors.Is].
 var (
-	// ErrClosed is returned by every operation on a bus after [Bus.Close] or
-	// [Bus.Shutdown] began, and ends every subscription that was open then.
+	// ErrClosed is returned by every operation on a bus after [Bus.Close] or [Bus.Shutdown] has
+	// begun. It ends every subscription that was open then.
 	ErrClosed = errors.New("eventbus: bus is closed")
 
-	// ErrUnavailable is wrapped by errors that say that Redis could not be
-	// reached or did not answer in time; trying again later may help.
+	// ErrUnavailable is wrapped by an error that says that Redis could not be reached, did not
+	// answer in time, or refused for now. Trying again later may help.
 	ErrUnavailable = redislog.ErrUnavailable
 
-	// ErrRevoked ends a subscription whose identity was given to [Bus.Revoke].
+	// ErrRevoked ends a subscription whose [Subscription].Identity was given to [Bus.Revoke].
 	ErrRevoked = errors.New("eventbus: the reader was revoked")
 
 	// ErrLimit is what every [*LimitError] is.
 	ErrLimit = errors.New("eventbus: a limit of the bus is reached")
 
-	// ErrUnsupported is wrapped by the error of [New] for a Redis that
-	// cannot do what the bus needs; the message says what to change.
+	// ErrUnsupported is wrapped by the error of [New] for a Redis that cannot do what the bus needs.
+	// The text says what to change.
 	ErrUnsupported = redislog.ErrUnsupported
 )
 
@@ -42,12 +42,11 @@ type FieldError struct {
 // Error returns the field and its problem as one sentence.
 func (e FieldError) Error() string { return e.Field + " " + e.Problem }
 
-// A ValidationError says everything that is wrong with an event, a payload, a
-// channel or a subscription: every bad field at once. Match it with
-// [errors.As]; it never holds payload values.
+// A ValidationError says everything that is wrong with an event, a payload, a channel or a
+// subscription: every bad field at once. Match it with [errors.AsType]. It never holds the values of
+// a payload.
 type ValidationError struct {
-	// Subject is what was looked at, such as "event", "payload of
-	// agent.message" or "channel".
+	// Subject is what is wrong: "event", "payload of agent.message", "channel".
 	Subject string
 	// Fields has at least one element, in the order of the wire format.
 	Fields []FieldError
@@ -70,7 +69,7 @@ func (e *ValidationError) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the fields, so that errors.As finds a [FieldError] too.
+// Unwrap gives the fields, so that [errors.AsType] finds a [FieldError], too.
 func (e *ValidationError) Unwrap() []error {
 	errs := make([]error, len(e.Fields))
 	for i, f := range e.Fields {
@@ -132,39 +131,37 @@ type GapReason string
 
 // The reasons of a gap.
 const (
-	// GapTrimmed: retention has removed events that the subscription had not
-	// seen yet. It goes on from the oldest event that is left.
+	// GapTrimmed: retention has removed events that the subscription had not seen yet. The
+	// subscription goes on from the oldest event that is left.
 	GapTrimmed GapReason = "trimmed"
-	// GapLost: the log that the position belongs to is gone (it expired, was
-	// deleted, or Redis lost its data). The subscription goes on from the
-	// oldest event of the log that took its place.
+	// GapLost: the log that the position belongs to is gone. It has expired, was deleted, or Redis
+	// has lost its data. The subscription goes on from the oldest event of the log that took its
+	// place.
 	GapLost GapReason = "lost"
-	// GapRewound: the log ends before the position, or has another event
-	// there: a failover lost the newest events. The subscription goes on
-	// with what the log has from there. Should what was lost come back, with
-	// the server that had it, it is delivered again.
+	// GapRewound: the log ends before the position, or has another event there. A failover has lost
+	// the newest events. The subscription goes on with what the log has from there. What was lost
+	// is delivered again if the server that had it comes back as master.
 	GapRewound GapReason = "rewound"
-	// GapUnknown: the cursor or Last-Event-ID could not be read, or names an
-	// event that no log holds. The subscription goes on from the oldest event.
+	// GapUnknown: the cursor or Last-Event-ID cannot be read, or names an event that no log holds.
+	// The subscription goes on from the oldest event.
 	GapUnknown GapReason = "unknown"
-	// GapUnlogged: the reader was too slow for events of foreign publishers,
-	// which are in no log and so cannot be read again.
+	// GapUnlogged: the reader was too slow for events of foreign publishers. They are in no log, so
+	// they cannot be read again.
 	GapUnlogged GapReason = "unlogged"
 )
 
-// A GapError stands in a subscription where events are missing: they cannot be
-// delivered any more. It is the one error after which the iteration goes on; a
-// program reloads what it knows about Channel and continues.
+// A GapError stands in a subscription where events are missing: they cannot be delivered any more. It
+// is the one error after which the iteration goes on. A program loads again what it knows about
+// Channel, and continues.
 type GapError struct {
 	// Channel is the channel that misses events.
 	Channel Channel
 	// Reason says why.
 	Reason GapReason
-	// From is the position after which events are missing; it is zero when
-	// that is not known.
+	// From is the position behind which events are missing. It is zero when that is not known.
 	From Position
-	// Cursor is where the subscription goes on; resuming from it does not
-	// announce this gap again.
+	// Cursor is where the subscription goes on. A subscription that resumes from it does not get
+	// this gap again.
 	Cursor Cursor
 }
 
@@ -176,10 +173,11 @@ func (e *GapError) Error() string {
 	return fmt.Sprintf("eventbus: gap in %s after %s: %s", e.Channel, e.From, e.Reason)
 }
 
-// A PublishError says which logs have an event whose publish did not succeed
-// everywhere. Publishing the same event again through the same bus is safe for 10 minutes: it waits
-// for the attempt that is under way, and logs that have the event keep their one entry. If every
-// attempt says [PublishOptions].Idempotent, another process may do it, too.
+// A PublishError says which logs have an event whose publish did not succeed everywhere.
+//
+// For 10 minutes it is safe to publish the same event again through the same bus. That waits for the
+// attempt that is under way, and a log that has the event keeps its one entry. If every attempt says
+// [PublishOptions].Idempotent, another process may do it, too.
 type PublishError struct {
 	// ID is the id of the event.
 	ID string
@@ -187,9 +185,10 @@ type PublishError struct {
 	Done []Channel
 	// Missing lists the channels whose log certainly does not have it.
 	Missing []Channel
-	// Unknown lists the channels for which the answer of Redis was lost.
+	// Unknown lists the channels whose log may or may not have it: the answer of Redis was lost, or
+	// has not come yet.
 	Unknown []Channel
-	// Err is the first cause; a context's error when the context ended.
+	// Err is the first cause. It is the context's cause when the context has ended.
 	Err error
 }
 

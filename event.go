@@ -14,11 +14,11 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Type names what happened, as "{domain}.{action}".
+// A Type names what happened, as "{domain}.{action}". The domain "stream" belongs to the bus itself.
 type Type string
 
-// The 20 types of the schema. Their payloads are the structs of the same name
-// with "Payload" behind it. [Register] adds a program's own.
+// The 20 types of the schema. The payload of each is the struct of the same name with "Payload" behind
+// it. [Register] adds a program's own types.
 const (
 	AgentSpawned       Type = "agent.spawned"
 	AgentStatusChanged Type = "agent.status_changed"
@@ -47,7 +47,7 @@ const (
 	WorkflowFailed        Type = "workflow.failed"
 )
 
-// An ActorType tells what kind of actor caused an event.
+// An ActorType says what kind of actor caused an event.
 type ActorType string
 
 // The actor types.
@@ -57,7 +57,7 @@ const (
 	ActorSystem ActorType = "system"
 )
 
-// An Actor is who caused an event, for [NewEvent].
+// An Actor is what caused an event, for [NewEvent].
 type Actor struct {
 	// Type is required.
 	Type ActorType
@@ -74,12 +74,12 @@ func User(id uuid.UUID) Actor { return Actor{ActorUser, &id} }
 // System is the system itself as actor; it has no id.
 func System() Actor { return Actor{Type: ActorSystem} }
 
-// An Event is something that happened. The first seven fields are the event, as
-// it is published; the others say where a delivered event was found.
+// An Event is something that happened. The first seven fields are the event as it is published. The
+// others say where a delivered event was found.
 //
-// Its JSON form is the wire format: one object with the members id, type,
-// timestamp, project_id, actor_id (null when absent), actor_type, payload and,
-// for an event from a log, cursor (its Position), in this order.
+// Its JSON form is the wire format: one object with the members id, type, timestamp, project_id,
+// actor_id (null when absent), actor_type, payload and, for an event from a log, position, in this
+// order.
 type Event struct {
 	// ID identifies the event: a UUID; [NewEvent] sets a UUIDv7.
 	ID string
@@ -96,24 +96,21 @@ type Event struct {
 	// Payload is a JSON object; nil means {}. [PayloadAs] decodes it.
 	Payload json.RawMessage
 
-	// Channel is the channel that the event was delivered from; zero for one
-	// that was not.
+	// Channel is the channel that the event was delivered from. It is zero for an event that was
+	// not delivered.
 	Channel Channel
-	// Position is the event's place in the log of Channel. It is zero for an
-	// event that is in no log: one not published yet, or one of a foreign
-	// publisher, which only did a Redis PUBLISH.
+	// Position is the event's place in the log of Channel. It is zero for an event that is in no
+	// log: one that was not published yet, or one of a foreign publisher.
 	Position Position
-	// Cursor resumes the subscription, with all its channels, right behind this
-	// event. It is zero for an event that was not delivered by a subscription. (The
-	// member "cursor" of an event's JSON is its Position.)
+	// Cursor resumes the subscription, with all its channels, right behind this event. It is zero
+	// for an event that no subscription has delivered.
 	Cursor Cursor
 }
 
-// NewEvent makes an event of the type that the payload belongs to, with a new
-// UUIDv7 and the present time; set ID or Timestamp afterwards to bring your own.
-// The error is a [*ValidationError] that names every bad field: no project, an
-// unknown actor type, a payload with a required field missing, with NaN or
-// invalid UTF-8 inside. Whether its type is registered, Publish checks.
+// NewEvent makes an event of the type that the payload belongs to, with a new UUIDv7 and the present
+// time. Set ID or Timestamp afterwards to bring your own. The error is a [*ValidationError] that names
+// every bad field: no project, an unknown actor type, a payload that lacks a required field or has NaN
+// or invalid UTF-8 in it. NewEvent does not check whether the type is registered; Publish does.
 func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	p := problems{subject: "event"}
 	if project == uuid.Nil {
@@ -128,7 +125,7 @@ func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 		ActorID:   actor.ID,
 		ActorType: actor.Type,
 	}
-	if isNil(payload) { // its method could not be called either
+	if isNil(payload) { // Its method could not be called.
 		p.Add("payload", "is required")
 		return Event{}, p.err()
 	}
@@ -166,9 +163,9 @@ func payloadPath(field string) string {
 	return "payload." + field
 }
 
-// Validate tells whether [Bus.Publish] would take the event, but for its size: every
-// field is there and well-formed, the type is registered, and the payload has what
-// its struct requires. The error is a [*ValidationError] that names every bad field.
+// Validate reports whether [Bus.Publish] would take the event: every field is there and well-formed,
+// the type is registered, and the payload has what its struct requires. It does not check the size.
+// The error is a [*ValidationError] that names every bad field.
 func (ev Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
@@ -212,8 +209,8 @@ func (ev Event) Validate() error {
 	return p.err()
 }
 
-// MarshalJSON returns the wire format. It does not check that the event could
-// be published, but fails with a [*ValidationError] where the result would not be JSON.
+// MarshalJSON returns the wire format. It does not check whether the event could be published. It
+// fails with a [*ValidationError] where the result would not be JSON.
 func (ev Event) MarshalJSON() ([]byte, error) {
 	if len(ev.Payload) > 0 {
 		if err := rawjson.CheckObject(ev.Payload); err != nil {
@@ -226,10 +223,10 @@ func (ev Event) MarshalJSON() ([]byte, error) {
 	return ev.wire().AppendWire(nil), nil
 }
 
-// UnmarshalJSON reads the wire format, also of publishers that write it
-// differently: unknown members are ignored, of a repeated one the last counts,
-// timestamps may have an offset or no zone (then UTC), any well-formed type is
-// taken. The error is a [*ValidationError] that names every bad field.
+// UnmarshalJSON reads the wire format, and the data of an event stream. It also reads what other
+// publishers write: unknown members are ignored, of a repeated member the last one counts, a timestamp
+// may have an offset or no zone (then it is UTC), and any well-formed type is taken. The error is a
+// [*ValidationError] that names every bad field.
 func (ev *Event) UnmarshalJSON(data []byte) error {
 	parsed, err := wire.Decode(slices.Clone(data))
 	var faults rawjson.Faults

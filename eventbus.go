@@ -18,17 +18,17 @@ import (
 	"github.com/syndarix/eventbus/internal/redislog"
 )
 
-// A Client is what the bus needs of a go-redis client: *redis.Client (also as made by
-// redis.NewFailoverClient) and *redis.ClusterClient are ones. A *redis.Ring is refused by [New].
+// A Client is what the bus needs of a go-redis client. A *redis.Client is one, also one that
+// redis.NewFailoverClient has made, and so is a *redis.ClusterClient. [New] refuses a *redis.Ring.
 type Client interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner
 	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
 }
 
-// A Bus publishes events to the logs and channels of one Redis, and serves any
-// number of subscriptions from them. A program makes one and keeps it. All
-// methods are safe for concurrent use.
+// A Bus publishes events to the logs and channels of one Redis, and serves any number of
+// subscriptions from them. A program makes one with [New] and keeps it. All methods are safe for
+// concurrent use.
 type Bus struct {
 	options options
 	log     *redislog.Log
@@ -40,36 +40,34 @@ type Bus struct {
 
 	admitted  admissions
 	watchOnce sync.Once
-	watches   chan struct{} // closed when revocations are listened to
+	watches   chan struct{} // closed when the bus listens to revocations
 
-	ctx        context.Context // the bus's own life; Close ends it
-	cancel     context.CancelFunc
-	draining   context.Context // ends when Shutdown or Close begins
-	startDrain func()
-	over       chan struct{} // closed when all goroutines of the bus have ended
-	waited     chan struct{} // closed when the first Close returns
+	// Close ends ctx. Shutdown and Close end draining. The cause of both ends is ErrClosed.
+	ctx, draining      context.Context
+	cancel, startDrain func()
 
-	leaving int // how many subscriptions were open when draining began
+	over    chan struct{} // closed when all goroutines of the bus have ended
+	waited  chan struct{} // closed when the first Close returns
+	leaving int           // how many subscriptions were open when draining began
 
 	mu     sync.Mutex // guards following
 	drains bool
 	closed bool
 	inside int           // publishes and subscriptions under way
-	empty  chan struct{} // closed when there are none, while the bus drains
+	empty  chan struct{} // closed when a bus that drains has none under way
 	wg     sync.WaitGroup
 }
 
 // checkTimeout bounds the check of the server in New.
 const checkTimeout = 10 * time.Second
 
-// New makes a bus over a go-redis client: a *redis.Client or *redis.ClusterClient.
-// The client stays the caller's, who closes it after the bus.
+// New makes a bus over a go-redis client: a *redis.Client or a *redis.ClusterClient. The caller
+// closes the client, after the bus.
 //
-// New tries out whether the server can do what the bus needs. The error wraps
-// [ErrUnsupported], and says what to change, for a Redis before 7.0, a read-only
-// replica, a *redis.Ring, or an ACL user without the permissions; [ErrUnavailable] when there was
-// no answer within 10s; otherwise it names the option that is wrong, or says that the
-// client is nil.
+// New tries out whether the server can do what the bus needs. The error wraps [ErrUnsupported] for a
+// Redis before 7.0, a read-only replica, a *redis.Ring, and an ACL user that lacks a permission; the
+// text says what to change. It wraps [ErrUnavailable] when there was no answer within 10s. Any other
+// error names the option that is wrong, or says that the client is nil.
 func New(client Client, opts ...Option) (*Bus, error) {
 	o := defaults()
 	for i, opt := range opts {
@@ -113,7 +111,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	var err error
 	select {
 	case err = <-probed:
-	case <-time.After(checkTimeout + time.Second): // a command on the wire does not heed the context
+	case <-time.After(checkTimeout + time.Second): // a command on the wire ignores the context
 		err = fmt.Errorf("%w: no answer within %s", ErrUnavailable, checkTimeout)
 	}
 	if err != nil {
@@ -124,7 +122,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	return b, nil
 }
 
-// life gives a context that ends with ErrClosed.
+// life makes a context whose end has the cause ErrClosed.
 func life(parent context.Context) (ctx context.Context, end func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	return ctx, func() { cancel(ErrClosed) }
@@ -135,7 +133,7 @@ func (b *Bus) spawn(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		go f() // for a reader that has not noticed yet; its calls fail at once
+		go f() // A reader that has not noticed yet wants it. Its calls to Redis fail at once.
 		return
 	}
 	b.wg.Go(f)
@@ -143,7 +141,7 @@ func (b *Bus) spawn(f func()) {
 
 var errNotMade = errors.New("eventbus: the bus was not made by New")
 
-// made is nil unless this is the zero Bus.
+// made returns an error for the zero Bus.
 func (b *Bus) made() error {
 	if b.ctx == nil {
 		return errNotMade
@@ -151,7 +149,7 @@ func (b *Bus) made() error {
 	return nil
 }
 
-// enter counts a publish or subscription in, unless the bus is ending.
+// enter counts a publish or a subscription in. It is false when the bus is ending.
 func (b *Bus) enter() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -190,14 +188,13 @@ func (b *Bus) drain() {
 	}
 }
 
-// Shutdown ends the bus in order: new publishes and subscriptions get [ErrClosed],
-// publishes under way finish, iterators deliver what there is and end with
-// [ErrClosed], SSE streams end between frames after telling their clients to come
-// back, spread over some seconds. It waits for all of them, and closes the bus. When the
-// context ends first, it closes the bus at once and returns the context's cause.
+// Shutdown ends the bus in order. New publishes and subscriptions get [ErrClosed]. Publishes under
+// way finish. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between two
+// frames, after they have told their clients to come back, spread over some seconds. Shutdown waits
+// for all of them, and then closes the bus. When the context ends first, it closes the bus at once and
+// returns the context's cause.
 //
-// A [net/http.Server] waits for its open streams in its own Shutdown: shut the bus down
-// first.
+// Shut the bus down before the [net/http.Server]: the Shutdown of that waits for open streams.
 func (b *Bus) Shutdown(ctx context.Context) error {
 	if b.ctx == nil {
 		return nil
@@ -219,14 +216,14 @@ func firstOf(a, b error) error {
 	return b
 }
 
-// closeWait bounds how long Close waits for goroutines that are held up in a call
-// to a Redis that does not answer. They end with that call.
+// closeWait bounds how long Close waits for goroutines that are in a call to a Redis that does not
+// answer. They end with that call.
 const closeWait = time.Second
 
-// Close ends everything at once: publishes under way return a [*PublishError],
-// subscriptions end with [ErrClosed]. It does not close the client. It returns when
-// all goroutines of the bus have ended, or after 1s where Redis does not answer
-// them; the error is always nil. Closing again does nothing more.
+// Close ends everything at once. Publishes under way return a [*PublishError], and subscriptions end
+// with [ErrClosed]. It does not close the client. It returns when all goroutines of the bus have
+// ended, or after 1s where Redis does not answer them. The error is always nil. Closing again does
+// nothing more.
 func (b *Bus) Close() error {
 	if b.ctx == nil {
 		return nil
@@ -253,12 +250,17 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Cursor gives the present position of channels, as Redis has it. A handler that
-// takes the cursor first, then loads its state, and hands out both, lets a
-// subscription with that cursor go on without a hole: events that are in the state
-// already may come again, none is missing.
+// Cursor gives the present position of channels, as Redis has it. It is for a page that shows a state
+// and then the events that change it. The order matters on both sides:
 //
-// The error is a [*ValidationError], the context's cause, [ErrClosed], or wraps
+//   - The program that changes the state stores it first, and publishes the event then.
+//   - The handler that renders the page takes the cursor first, and loads the state then. It hands out
+//     both, and the page subscribes with the cursor (Subscription.After, or ?last_event_id=).
+//
+// Then no event is missing. Some may be in the state already and come again. In the other order, on
+// either side, an event between the two steps is lost to the page.
+//
+// The error is a [*ValidationError], a [*LimitError], the context's cause, [ErrClosed], or wraps
 // [ErrUnavailable].
 func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 	if err := b.made(); err != nil {
@@ -313,10 +315,10 @@ func (b *Bus) heads(ctx context.Context, requests []redislog.Request) ([]positio
 	}
 }
 
-// Health is nil while the bus keeps every subscriber fresh. Otherwise the error
-// says for how long it has not been able to, and why; it wraps [ErrUnavailable], or
-// is [ErrClosed]. It answers at once, from what the bus has noticed within the time
-// of [WithFreshness].
+// Health is nil while the bus keeps every subscriber fresh. Otherwise the error wraps
+// [ErrUnavailable], and says since when subscribers may be behind, and why; or it is [ErrClosed].
+// Health asks nobody and answers at once: the bus notices by itself, within the time of
+// [WithFreshness].
 func (b *Bus) Health() error {
 	if err := b.made(); err != nil {
 		return err
@@ -336,23 +338,34 @@ type counters struct {
 
 // Stats are counts since the bus was made, and present numbers.
 type Stats struct {
-	Published  int64 // publishes that succeeded, repeated ones included
-	Retries    int64 // calls to Redis that were made again to publish
-	Fills      int64 // reads of logs to fill or check tails
-	Gaps       int64 // gaps that subscriptions were told of
-	Unreadable int64 // messages and log entries that were skipped, being no events; an entry counts each time that it is read
-	Reconnects int64 // Pub/Sub connections that broke
-	Channels   int   // channels that are listened to, some for a while after their last reader
-	Active     int   // publishes and subscriptions under way
-	Refused    Refused
+	// Published counts publishes that succeeded, repeated ones included.
+	Published int64
+	// Retries counts calls to Redis that were made again in order to publish.
+	Retries int64
+	// Fills counts reads of logs that fill or compare what the process keeps of a channel.
+	Fills int64
+	// Gaps counts the gaps that subscriptions were told of.
+	Gaps int64
+	// Unreadable counts messages and log entries that were skipped because they are no events. An
+	// entry counts each time that it is read.
+	Unreadable int64
+	// Reconnects counts Pub/Sub connections that broke.
+	Reconnects int64
+	// Channels is how many channels the bus listens to: also some that have had no reader for a
+	// while.
+	Channels int
+	// Active is how many publishes and subscriptions are under way.
+	Active int
+	// Refused counts what was above a limit.
+	Refused Refused
 }
 
-// Refused counts what was refused at a limit.
+// Refused counts what got a [*LimitError], by its limit.
 type Refused struct {
-	Subscribers int64 // subscriptions; see [WithMaxSubscribers]
-	PerIdentity int64 // subscriptions; see [WithMaxPerIdentity]
-	Channels    int64 // subscriptions and publishes; see [WithMaxChannels]
-	EventSize   int64 // publishes; see [WithMaxEventSize]
+	Subscribers int64 // LimitSubscribers: subscriptions
+	PerIdentity int64 // LimitPerIdentity: subscriptions
+	Channels    int64 // LimitChannels: subscriptions and publishes
+	EventSize   int64 // LimitEventSize: publishes
 }
 
 // Stats returns the counts and present numbers.

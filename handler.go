@@ -17,9 +17,8 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// What authorize, given to [Bus.Handler], returns to refuse a stream for good: an
-// EventSource that gets another status than 200 does not come back. Wrapping them
-// is fine.
+// The errors with which the authorize function of [Bus.Handler] refuses a stream for good: an
+// EventSource that gets another status than 200 does not come back. They may be wrapped.
 var (
 	// ErrUnauthorized is answered with 401: the client must log in.
 	ErrUnauthorized = errors.New("eventbus: unauthorized")
@@ -27,20 +26,24 @@ var (
 	ErrForbidden = errors.New("eventbus: forbidden")
 	// ErrNotFound is answered with 404: there is no such thing.
 	ErrNotFound = errors.New("eventbus: not found")
-	// ErrGone is answered with 204: what was there has ended; do not come back.
+	// ErrGone is answered with 204: what was there has ended, do not come back. A client that was
+	// away does not get the last events then. So do not return it for a request with a
+	// Last-Event-ID, until the client had time to read what it had missed.
 	ErrGone = errors.New("eventbus: gone")
 )
 
-// Handler serves event streams. For each request, authorize decides what may be
-// read: it returns a subscription with the channels, or refuses with
-// [ErrUnauthorized], [ErrForbidden], [ErrNotFound] or [ErrGone]; [http.ErrNoCookie] counts as
-// ErrUnauthorized, and a [*ValidationError], for a request that makes no sense, is answered with
-// 400. Any other error is taken to be temporary: the client is told to come back. No channels and
-// no error is a mistake of the program: status 500, and a log line.
+// Handler serves event streams to browsers. For each request, authorize decides what may be read: it
+// returns a subscription with the channels, or refuses. Its error decides the answer:
 //
-// authorize runs on the request's goroutine. It is asked again with the same request at
-// every keepalive, at Subscription.ValidUntil, and when a [Bus.Revoke] came before the stream had
-// begun: when it then refuses, or returns other channels, types or another identity, the stream ends.
+//   - [ErrUnauthorized] and [http.ErrNoCookie]: 401. [ErrForbidden]: 403. [ErrNotFound]: 404.
+//     [ErrGone]: 204.
+//   - A [*ValidationError], for a request that makes no sense: 400.
+//   - Any other error is taken to be temporary: the client is told to come back.
+//   - No channels and no error is a mistake of the program: 500, and a log line.
+//
+// authorize runs on the request's goroutine. It is called again with the same request at every
+// keepalive, at Subscription.ValidUntil, and when a [Bus.Revoke] came while the stream began. The
+// stream ends if it then refuses, or returns other channels, other types or another identity.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
 //		user, err := session(r)
@@ -50,15 +53,16 @@ var (
 //		return eventbus.Subscription{Channels: user.Channels(r.PathValue("project"))}, nil
 //	}))
 //
-// The client's Last-Event-ID, or ?last_event_id= where it cannot set headers,
-// resumes the stream. When the bus cannot serve now, an EventSource gets a soft
-// refusal: status 200, a time to come back at, and the end; other clients get 503
-// with Retry-After. A client that does not read is cut by a deadline on each write
-// (see [WithWriteTimeout]), which also replaces the server's WriteTimeout.
+// The client's Last-Event-ID resumes the stream, or ?last_event_id= where it cannot set headers. The
+// header takes precedence. When the bus cannot serve now, an EventSource gets a soft refusal: status
+// 200, a time to come back at, and the end. Other clients get 503 with Retry-After. A client that does
+// not read is cut by a deadline on each write (see [WithWriteTimeout]), which also replaces the
+// server's WriteTimeout.
 //
-// A ResponseWriter that cannot flush, or cannot set deadlines, is an error 500 at once, and a log
-// line: usually a middleware hides the server's own. A request with a body is answered with 400.
-// With a nil authorize every request gets 403; with a wrong option 500, and there is a log line.
+// A ResponseWriter that cannot flush or set deadlines is answered with 500 at once, and a log line:
+// usually a middleware hides the server's own writer. A request with a body is answered with 400. With
+// a nil authorize, every request gets 403. With a wrong option, every request gets 500, and there is a
+// log line.
 func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error), opts ...SSEOption) http.Handler {
 	if authorize == nil {
 		authorize = func(*http.Request) (Subscription, error) { return Subscription{}, ErrForbidden }

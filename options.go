@@ -12,7 +12,7 @@ import (
 // An Option changes a bus that [New] makes.
 type Option func(*options)
 
-// options is what New works with once all options are folded in and checked.
+// options are what New works with.
 type options struct {
 	prefix       string
 	retention    Retention
@@ -49,27 +49,27 @@ func defaults() options {
 
 // Retention says what a log keeps for readers to come back to.
 type Retention struct {
-	// Events is how many of the newest events are kept. Redis trims in whole
-	// nodes of a stream, so some 100 more may be there. 0 keeps all of them.
+	// Events is how many of the newest events are kept. Redis trims whole nodes of a stream, so
+	// about 100 more may be there. 0 keeps all of them.
 	Events int
-	// Age is how long after its last event, or its last listener, a log is dropped as a whole, in
-	// whole milliseconds; how old its events are does not matter. 0 never drops it. A log that
-	// has never had an event goes an hour after its last listener, or after Age if that is less.
+	// Age is how long after its last event, or its last listener, a log is dropped as a whole. How
+	// old its events are does not matter. It counts in whole milliseconds. 0 never drops a log. A
+	// log that has never had an event is dropped an hour after its last listener, or after Age if
+	// that is less.
 	Age time.Duration
 }
 
-// WithPrefix puts text in front of every channel's name in Redis, so that
-// several buses can share one server; those without, or with the same, share all their
-// channels. The default is none. At most 64 printable ASCII characters without blanks,
-// braces, bars, quotes and backslashes; anything else is an error of [New].
+// WithPrefix puts text in front of every channel's name in Redis, so that several buses can share one
+// server. Buses with the same prefix, or without one, share all their channels. The default is none. A
+// prefix has at most 64 printable ASCII characters, without blanks, braces, bars, quotes and
+// backslashes. Anything else is an error of [New].
 func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
 
-// WithRetention sets what every log keeps, the kinds named in
-// [WithChannelRetention] excepted. The default is 10,000 events and 24 hours
-// after the last one; a zero field of r is no bound, not the default: Retention{Events: 500} never
-// drops a log. Negative numbers are an error of [New], and so is an age below [WithFreshness], since a
-// listener renews a log's life only that often. Where processes on one Redis differ, the longest age
-// and the least number of events count.
+// WithRetention sets what every log keeps, but for the kinds named in [WithChannelRetention]. The
+// default is 10,000 events, and 24 hours after the last use. A zero field of r is no bound: it is not
+// the default. So Retention{Events: 500} never drops a log. Negative numbers are an error of [New]. So
+// is an age below [WithFreshness], because a listener renews a log's life only that often. Where
+// processes on one Redis differ, the longest age counts, and the smallest number of events.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.
@@ -77,45 +77,42 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 	return func(o *options) { o.retentionOf[kind] = r }
 }
 
-// WithPublishTimeout sets how long a publish waits for Redis at most, whatever its context allows.
-// Then it returns a [*PublishError] that wraps [ErrUnavailable]. What has certainly not run, since
-// Redis cannot be reached or says no for now, fails after half of it. The default is 5s; less than
-// 10ms is an error of [New].
+// WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows more.
+// Then it returns a [*PublishError] that wraps [ErrUnavailable]. A publish that certainly has not run,
+// because Redis cannot be reached or refuses for now, fails after half of that time. The default is 5s.
+// Less than 10ms is an error of [New].
 func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
-// WithMaxEventSize sets the longest event that is published, in bytes of its
-// JSON, and the longest message of a foreign publisher that is delivered. The
-// default is 256 KiB; less than 1 KiB or more than 64 MiB is an error of [New].
+// WithMaxEventSize sets the size of the longest event that may be published, in bytes of its JSON, and
+// of the longest message of a foreign publisher that is delivered. A longer event gets a [*LimitError].
+// The default is 256 KiB. Less than 1 KiB, or more than 64 MiB, is an error of [New].
 func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
 
-// WithMaxChannels sets how many channels a subscription may have, and a publish, with its
-// project's. The default is 32; less than 1 or more than 40 is an error of [New], since a cursor covers
-// all of them and must fit into a header.
+// WithMaxChannels sets how many channels a subscription may have, and a publish, which counts its
+// project's. More get a [*LimitError]. The default is 32. Less than 1, or more than 40, is an error of
+// [New]: a cursor covers all of them, and must fit into a header.
 func WithMaxChannels(n int) Option { return func(o *options) { o.maxChannels = n } }
 
-// WithMaxSubscribers sets how many subscriptions may be open in this process at once.
-// One more gets a [*LimitError]; [Bus.Handler] answers it like a Redis that is away. The
-// default is 100,000; less than 1 is an error of [New].
+// WithMaxSubscribers sets how many subscriptions may be open in this process at once. One more gets a
+// [*LimitError]. [Bus.Handler] answers as when Redis is away: come back later. The default is 100,000.
+// Less than 1 is an error of [New].
 func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribers = n } }
 
-// WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity
-// may be open in this process at once. One more gets a [*LimitError]; [Bus.Handler]
-// tells an EventSource to come back later, and answers other clients with 429. The default is 100;
-// less than 1 is an error of [New].
+// WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity may be open in
+// this process at once. One more gets a [*LimitError]. [Bus.Handler] tells an EventSource to come back
+// later, and answers other clients with 429. The default is 100. Less than 1 is an error of [New].
 func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
 
-// WithFreshness sets for how long the bus may be unable to keep subscribers
-// fresh before [Bus.Health] fails. Connections are checked, and logs compared,
-// often enough to notice within this time. The default is 10s; less than 100ms or more
-// than 1h is an error of [New].
+// WithFreshness sets for how long the bus may be unable to keep subscribers fresh before [Bus.Health]
+// fails. The bus checks its connections, and compares what it has with the logs, often enough to
+// notice within this time. The default is 10s. Less than 100ms, or more than 1h, is an error of [New].
 func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshness = d } }
 
-// WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and
-// SSUBSCRIBE): in a cluster they stay on the node that has their log, where plain ones
-// go to all nodes. All buses on one Redis must agree on it, and programs that use plain
-// PUBLISH and SUBSCRIBE are no longer heard and hear nothing. The default is plain
-// Pub/Sub. [New] returns an error that wraps [ErrUnsupported] where the server or
-// the client cannot do it.
+// WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and SSUBSCRIBE). In a
+// cluster a message then stays on the node that has the log, where a plain one goes to all nodes. All
+// buses on one Redis must agree on it. Programs that use plain PUBLISH and SUBSCRIBE are no longer
+// heard, and hear nothing. The default is plain Pub/Sub. [New] returns an error that wraps
+// [ErrUnsupported] where the server or the client cannot do it.
 func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 
 // WithLogger sets where the bus logs what needs attention. The default is

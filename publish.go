@@ -9,52 +9,53 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// PublishOptions is what [Bus.PublishWith] takes besides the event. Zero is the
-// same as [Bus.Publish] without channels.
+// PublishOptions are those of [Bus.PublishWith]. The zero value is that of [Bus.Publish] without
+// channels.
 type PublishOptions struct {
-	// Channels get the event besides its project's channel; at most 31, see [WithMaxChannels].
-	// The same channel twice counts once.
+	// Channels get the event, as does its project's channel. There are at most 31, see
+	// [WithMaxChannels]. The same channel twice counts once.
 	Channels []Channel
-	// Idempotent says that this event may be published more than once, by this process or
-	// another: a log that has got an event with this ID by an Idempotent publish in the last 10
-	// minutes does not get it again. Every attempt must say so, the first included. The ID is
-	// remembered beside the log, whatever becomes of its entries; in upper case, a UUID is the
-	// same one. While a cluster moves a slot, Idempotent publishes to its channels can wait.
+	// Idempotent says that this event may be published more than once, by this process or another.
+	// A log that has got the event by an Idempotent publish in the last 10 minutes does not get it
+	// again. Every attempt must say so, also the first. The ID is kept beside the log, so it does
+	// not matter whether the entry is still there. The case of a UUID does not matter either. While
+	// a cluster moves a slot, Idempotent publishes to its channels can wait.
 	Idempotent bool
 }
 
-// A Receipt tells what became of a publish that succeeded.
+// A Receipt says what became of a publish that has succeeded.
 type Receipt struct {
 	// ID is the event's.
 	ID string
-	// Cursor is the place right behind the event in every channel that it was
-	// published to: a subscription that resumes from it gets what follows.
+	// Cursor is the place right behind the event in every channel that it was published to. A
+	// subscription that resumes from it gets what follows.
 	Cursor Cursor
 	// Repeated says that every log had the event already.
 	Repeated bool
 }
 
-// Publish appends the event to the log of its project's channel and of the given
-// ones, and sends it to all who listen. It returns nil when it is in every one of
-// these logs. Concurrent publishes share calls to Redis.
+// Publish appends the event to the log of its project's channel, always, and to the logs of the given
+// channels, and sends it to all that listen. It returns nil when the event is in every one of these
+// logs. Concurrent publishes share calls to Redis.
 //
-// A [*ValidationError] or a [*LimitError] says that nothing was sent. A
-// [*PublishError] says which logs have the event; publishing the same event again
-// is safe. (After nil, it would be in the logs twice: see [PublishOptions].) A PublishError is also
-// returned when the context ends, or the time of [WithPublishTimeout]. Then what is on the wire goes
-// on: the bus repeats it until Redis answers, for 10 minutes at most, and the event may still come
-// into its logs. If the context had ended before the call, its cause is returned, and nothing was
-// sent. [ErrClosed] is returned on a closed bus.
+// A [*ValidationError] or a [*LimitError] says that nothing was sent. So does the context's cause, if
+// the context had ended before the call, and [ErrClosed] on a closed bus.
 //
-// It is safe for concurrent use. The events of one goroutine keep their order. After an error, later
-// events may come before or after that one.
+// A [*PublishError] says which logs have the event. It is safe to publish the same event again then.
+// (After nil, the event would be in the logs twice: see [PublishOptions].) A PublishError also comes
+// when the context ends, or the time of [WithPublishTimeout] is over. A call that is on the wire goes
+// on then: the bus repeats it until Redis answers, for 10 minutes at most, so the event may still come
+// into its logs.
+//
+// Publish is safe for concurrent use. The events of one goroutine keep their order. After an error,
+// the goroutine's later events may come before or after that one.
 func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error {
 	_, err := b.submit(ctx, ev, PublishOptions{Channels: channels})
 	return err
 }
 
-// PublishWith is [Bus.Publish] for a caller that publishes an event that may have been published
-// before (see [PublishOptions]), or that wants the cursor behind it. With an error, the receipt is zero.
+// PublishWith is [Bus.Publish] with options, for an event that may have been published before. It
+// returns the cursor behind the event. With an error, the receipt is zero.
 func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
 	p, err := b.submit(ctx, ev, opts)
 	if err != nil {

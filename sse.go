@@ -9,8 +9,8 @@ import (
 	"github.com/syndarix/eventbus/internal/reader"
 )
 
-// A Frame is one or more whole blocks of an event stream, as HTML defines it in
-// section 9.2 ("Server-sent events"), ready to be written and flushed.
+// A Frame is one or more whole blocks of an event stream, ready to be written and flushed. The HTML
+// standard defines them in section 9.2, "Server-sent events".
 type Frame []byte
 
 // An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE].
@@ -66,23 +66,21 @@ func (b *Bus) newStream(ctx context.Context, r *subscriber, o sseOptions) *reade
 	})
 }
 
-// SubscribeSSE walks the frames of an event stream, for those who write their
-// own handler, or an adapter for another framework than net/http. Each frame is to be
-// written and flushed before the next is asked for, and is valid until then. Unlike
-// [Bus.Handler], nothing here asks again who may read, and ValidUntil is not looked at:
-// end the context, or use [Bus.Revoke].
+// SubscribeSSE walks the frames of an event stream. It is for a handler of your own, or for an adapter
+// to another framework than net/http. Write and flush each frame before you ask for the next one; a
+// frame is valid until then. Nothing here asks again who may read, and ValidUntil is ignored: end the
+// context, or call [Bus.Revoke].
 //
-// The first frame has the retry time and the cursor at which the stream begins.
-// An event is a block with its cursor, type and JSON; a gap is an event
-// "stream.gap", whose data is {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"},
-// with a [GapReason], and from "" where that is not known. When nothing was written for the keepalive time, a frame comes
-// with a comment, or with the cursor where it has moved meanwhile.
+// The first frame has the retry time, and the cursor at which the stream begins. An event is a block
+// with its cursor, its type and its JSON, to which the member channel is added. A gap is an event
+// "stream.gap"; its data is {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"}, where
+// reason is a [GapReason], and from is "" where that is not known. When nothing was written for the
+// keepalive time, there is a frame with a comment, or with the cursor if that has moved.
 //
-// Nothing happens before the range begins. The walk ends with an error, alone and
-// last: the cause of the context's end, [ErrClosed] after a last frame that tells
-// the client when to come back, [ErrRevoked], or, before the first frame, a
-// [*LimitError] or what was wrong with the subscription. It outlasts a Redis that is
-// away.
+// Nothing happens before the range begins. The walk ends with an error, alone and last. Before the
+// first frame it is a wrong option, a [*LimitError], or a [*ValidationError] for the subscription.
+// Later it is the cause of the context's end, [ErrRevoked], or [ErrClosed], after a last frame that
+// tells the client when to come back. While Redis is away, the walk waits.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		o, err := newSSEOptions(opts)

@@ -13,35 +13,33 @@ import (
 	"github.com/syndarix/eventbus/internal/reader"
 )
 
-// A Subscription says what is to be read. Only Channels is required; with the
-// other fields zero it begins now and takes all types.
+// A Subscription says what is to be read. Only Channels is required. With the other fields zero, it
+// begins now and takes all types.
 type Subscription struct {
-	// Channels to read; at most 32, see [WithMaxChannels]. The same channel
-	// twice counts once.
+	// Channels are read, 32 at most: see [WithMaxChannels]. The same channel twice counts once.
 	Channels []Channel
-	// Types are globs such as "agent.*" as [path.Match] takes them; an event
-	// whose type matches none is left out. None at all means all types. At most 32,
-	// of 128 bytes each.
+	// Types are globs such as "agent.*", as [path.Match] takes them. An event whose type matches
+	// none of them is left out. Without any, all types are read. There are at most 32, of at most
+	// 128 bytes each.
 	Types []string
-	// After is the cursor to resume from; the zero Cursor begins now, see Oldest for the
-	// beginning. A channel that it does not cover begins now; channels that it covers and the subscription does not have
-	// are ignored.
+	// After is the cursor to resume from. With the zero Cursor the subscription begins now. A
+	// channel that the cursor does not cover begins now. If a channel that the cursor covers is left
+	// out here, events that were also in that channel may be missing or come twice.
 	After Cursor
 	// Oldest begins with the oldest event of each log. It cannot be combined with After.
 	Oldest bool
-	// LastEventID resumes from what an SSE client sends: a cursor, the id of an
-	// event that is still in a log of one of the channels, or the position of one
-	// when there is one channel. Anything else is a gap with [GapUnknown] in every
-	// channel. It takes precedence over After; [Bus.Handler] sets it from the request,
-	// where the header takes precedence over the query.
+	// LastEventID resumes from what an SSE client sends: a cursor, the ID of an event that a log of
+	// one of the channels still has, or, with one channel, a position. Anything else is a gap with
+	// [GapUnknown] in every channel. It takes precedence over After and Oldest. [Bus.Handler] sets
+	// it from the request.
 	LastEventID string
-	// Identity says who reads, in whatever way the program tells its users apart.
-	// [WithMaxPerIdentity] limits how many subscriptions each may have open, and
-	// [Bus.Revoke] ends them. Without one, neither applies. At most 1,024 bytes; it
-	// leaves the process only as a SHA-256 hash.
+	// Identity says who reads, in whatever way the program names its users. [WithMaxPerIdentity]
+	// limits how many subscriptions an identity may have open, and [Bus.Revoke] ends them. Without
+	// an identity, neither applies. It has at most 1,024 bytes, and leaves the process only as a
+	// SHA-256 hash.
 	Identity string
-	// ValidUntil is, for [Bus.Handler], the time at which authorize is called
-	// again at the latest; zero means at keepalives.
+	// ValidUntil is for [Bus.Handler]: the time at which authorize is called again at the latest.
+	// When it is zero, authorize is called at keepalives.
 	ValidUntil time.Time
 }
 
@@ -84,7 +82,7 @@ func (s *Subscription) check(o *options) error {
 	return nil
 }
 
-// distinct leaves out channels that are there before.
+// distinct leaves out channels that come again.
 func distinct(channels []Channel) []Channel {
 	var out []Channel
 	for _, c := range channels {
@@ -98,32 +96,32 @@ func distinct(channels []Channel) []Channel {
 // Subscribe walks the events of channels from now on:
 //
 //	for ev, err := range bus.Subscribe(ctx, eventbus.ProjectChannel(id)) {
-//		var gap *eventbus.GapError
-//		switch {
-//		case errors.As(err, &gap):
+//		if gap, ok := errors.AsType[*eventbus.GapError](err); ok {
 //			reload(gap.Channel) // events are missing here; the walk goes on
-//		case err != nil:
-//			return err // the last pair: why the walk has ended
-//		default:
-//			show(ev)
+//			continue
 //		}
+//		if err != nil {
+//			return err // the last pair: why the walk has ended
+//		}
+//		show(ev)
 //	}
 //
-// Within a channel events come in the order of its log, each once, also where it
-// was published to several of the channels. Nothing happens before the range
-// begins; "now" is then. The walk is endless: a gap is the one error after which it goes on;
-// any other is the last: the cause of the context's end, [ErrClosed], [ErrRevoked], a
-// [*LimitError], or a [*ValidationError] for the channels. It outlasts a Redis that is away. A loop
-// body that takes its time delays nobody else, and costs no memory: it is behind,
-// and reads from the log what it has missed.
+// Within a channel, events come in the order of its log. Each comes once, also where it was published
+// to several of the channels. Nothing happens before the range begins, and "now" is that moment.
 //
-// The iterator is for one goroutine; ranging over it again begins again, at the
-// then present end.
+// The walk is endless, and goes on after a gap. Any other error is the last: the cause of the
+// context's end, [ErrClosed], [ErrRevoked], a [*LimitError], or a [*ValidationError] for the channels.
+// While Redis is away, the walk waits. A loop body that takes its time delays nobody else and costs no
+// memory: the walk is behind then, and reads from the log what it has missed.
+//
+// The iterator is for one goroutine. To range over it again is a new subscription, which begins now.
 func (b *Bus) Subscribe(ctx context.Context, channels ...Channel) iter.Seq2[Event, error] {
 	return b.SubscribeWith(ctx, Subscription{Channels: channels})
 }
 
-// SubscribeWith is [Bus.Subscribe] for everything that a [Subscription] can say.
+// SubscribeWith is [Bus.Subscribe] with all that a [Subscription] can say: it resumes from a cursor,
+// begins with the oldest event, or keeps some types only. Keep Event.Cursor of the last event that was
+// dealt with: a subscription with that as After goes on right behind it.
 func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		r, err := b.open(ctx, sub)
@@ -151,4 +149,83 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 			}
 		}
 	}
+}
+
+// A subscriber is a reader that counts against the limits.
+type subscriber struct {
+	*reader.Reader
+	bus      *Bus
+	channels []Channel // by the reader's lanes
+	named    bool      // whether it has an identity
+	identity identity
+}
+
+// open begins a subscription. It waits until all its channels can be read.
+func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
+	if err := b.made(); err != nil {
+		return nil, err
+	}
+	if err := sub.check(&b.options); err != nil {
+		if len(sub.Channels) > b.options.maxChannels {
+			b.stats.refusedChannels.Add(1)
+		}
+		return nil, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	if !b.enter() {
+		return nil, ErrClosed
+	}
+	s := &subscriber{Reader: b.readers.New(), bus: b, channels: sub.Channels}
+	if err := b.admit(s, sub.Identity); err != nil {
+		b.leave()
+		return nil, err
+	}
+	err := b.watched(ctx, s)
+	if err == nil {
+		err = s.Begin(ctx, reader.Subscription{
+			Channels: channelTexts(sub.Channels), Types: sub.Types, After: sub.After.text, Oldest: sub.Oldest, LastEventID: sub.LastEventID,
+		})
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// watched waits until the bus listens to revocations, if they can concern the subscriber.
+func (b *Bus) watched(ctx context.Context, s *subscriber) error {
+	if !s.named {
+		return nil
+	}
+	b.watchOnce.Do(func() { b.spawn(b.watch) })
+	select {
+	case <-b.watches:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.draining.Done():
+		return ErrClosed
+	}
+}
+
+func (s *subscriber) close() {
+	s.Reader.Close()
+	s.bus.dismiss(s)
+	s.bus.leave()
+}
+
+// gapError is a gap as callers get it.
+func (s *subscriber) gapError(g *reader.Gap) *GapError {
+	return &GapError{Channel: s.channels[g.Channel], Reason: GapReason(g.Reason), From: positionOf(g.From), Cursor: Cursor{g.Cursor}}
+}
+
+func channelTexts(channels []Channel) []string {
+	texts := make([]string, len(channels))
+	for i, c := range channels {
+		texts[i] = c.String()
+	}
+	return texts
 }
