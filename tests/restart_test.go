@@ -90,7 +90,7 @@ func (p *process) start(t *testing.T) {
 func TestRollingRestart(t *testing.T) {
 	const browsers = 200
 	s := redistest.Start(t)
-	publisher, project := newBus(t, s.Client(t)), uuid.New()
+	publisher, project := newBus(t, s.Client(t), eventbus.WithPublishTimeout(time.Minute)), uuid.New()
 	sub := now(t, publisher, eventbus.ProjectChannel(project))
 	processes := make([]*process, 3)
 	for i := range processes {

@@ -23,6 +23,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// The errors of go-redis about servers that tests have killed would bury those of the tests.
+func init() { redis.SetLogger(silent{}) }
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
 // A Server is a redis-server process of a test's own, on a port of 127.0.0.1.
 type Server struct {
 	Addr string
