@@ -1,3 +1,24 @@
+// Package feed keeps the tails of a process true to their logs. Pub/Sub connections bring the
+// newest events. Whenever a tail may lack something, the feed reads its log. The bus makes one Feed
+// and asks for its Health. Readers acquire and release the tails of their channels.
+//
+//	goroutine  number              work
+//	run        1                   gives each channel to the link that carries it
+//	mend       1                   decides which tails are filled when; drops cold tails and links
+//	fill       1 per node at most  reads up to 64 logs in one round trip, and fills their tails
+//	link.run   1 per link          keeps a session with its node: subscribes and pings
+//	receive    1 per session       reads the connection, and offers its events to the tails
+//	a read     1 per page          reads a page or the end of a log, for the readers of one tail
+//
+// All of them end with the context of the feed. link.run ends earlier when its link carries nothing
+// any more, and receive when its session ends.
+//
+// The feed has one lock, which also guards fields of its links. It is taken before a tail's lock,
+// never while that is held. No call to Redis is made under it.
+//
+//	feed.go  the Feed: its tails and links, and Health
+//	link.go  a Pub/Sub connection: sessions, confirmations, and what it brings
+//	mend.go  fills and comparisons
 package feed
 
 import (
@@ -13,56 +34,55 @@ import (
 	"github.com/syndarix/eventbus/internal/tail"
 )
 
-// The feed fills the tails: from Pub/Sub connections (link.go), and from the logs
-// whenever a tail is not whole (mend.go). Plain Pub/Sub has one link per process;
-// sharded Pub/Sub has one for each node of a cluster. Its goroutines:
+// A Feed fills the tails of a process. Plain Pub/Sub needs one link. Sharded Pub/Sub needs one for
+// each node of a cluster.
 //
-//	run      gives each channel the link that carries it
-//	link.run keeps a session with its node, one after the other; it subscribes and pings
-//	receive  reads what a session's connection brings, and offers it to the tails
-//	mend     hands tails to be filled to a worker for each node, drops cold ones
+//	 ┌──PUBLISH──► link ──Offer──┐
+//	log                          ├──► tail ──► readers
+//	 └───read────► fill ──Fill───┘
 type Feed struct {
 	Config
 	ctx       context.Context // the feed's life
-	pageBytes atomic.Int64    // of all tails
+	pageBytes atomic.Int64    // size of the pages that all tails keep
 
-	Fills, Reconnects atomic.Int64 // reads of logs; connections that broke
+	Fills, Reconnects atomic.Int64 // how many logs fills have read; how many connections broke
 
-	mu    sync.RWMutex     // guards following, and what links say it does
+	mu    sync.RWMutex     // guards following, and the fields of links that say so
 	tails map[string]*used // by name
 	links map[string]*link // by node
-	// carrier is the link of each channel. The name "" stands for no channel: its
-	// link is there also when nobody listens to anything, for Health.
+	// carrier is the link of each channel. The name "" stands for no channel. Its link stays when
+	// nobody listens to anything, so that Health always has a connection to judge by.
 	carrier map[string]*link
 	stray   []string            // channels that have no link yet
-	wanted  map[*tail.Tail]bool // tails to fill; true for those that are not whole
+	wanted  map[*tail.Tail]bool // tails to fill; true means urgently
 
 	strays pace.Flag // stray has something
 	wants  pace.Flag // wanted has something
 }
 
-// A used tail has readers, or has had some of late.
+// A used tail has readers, or had some a short time ago.
 type used struct {
 	tail      *tail.Tail
 	readers   int
-	idleSince time.Time // without readers
+	idleSince time.Time // when the last reader left
 }
 
-// A tail stays warm for a while after its last reader has left: readers of a
-// deploy come back.
+// warmFor is how long a tail stays after its last reader has left. Readers that a deployment has
+// cut off come back soon.
 const warmFor = 30 * time.Second
 
 // A Config is what a feed works with.
 type Config struct {
 	Log        *redislog.Log
-	Freshness  time.Duration // what health and the checks of connections go by
-	MaxMessage int           // bytes of a foreign publisher's message
-	Spawn      func(func())  // starts a goroutine
+	Freshness  time.Duration // how long a tail may be behind before Health fails
+	MaxMessage int           // most bytes of a foreign publisher's message
+	// Spawn starts a goroutine. It must not wait: it is called under the locks of feed and tails.
+	Spawn      func(func())
 	Warn       func(message string, err error)
-	Unreadable func(error) // is given what is no event
+	Unreadable func(error) // gets the error for each message or entry that is no event
 }
 
-// New makes a feed that lives as long as the context. It begins with start.
+// New makes a feed that lives as long as the context. It does nothing before Start.
 func New(ctx context.Context, c Config) *Feed {
 	return &Feed{
 		Config: c, ctx: ctx,
@@ -76,13 +96,13 @@ func New(ctx context.Context, c Config) *Feed {
 	}
 }
 
-// Start begins the feed's work.
+// Start begins the feed's work. It is called once.
 func (f *Feed) Start() {
 	f.Spawn(func() { f.run(f.ctx) })
 	f.Spawn(func() { f.mend(f.ctx) })
 }
 
-// Acquire gives the channel's tail, for a reader that will release it.
+// Acquire gives a reader the tail of a channel. The reader releases it at its end.
 func (f *Feed) Acquire(channel string) *tail.Tail {
 	name := f.Log.Name(channel)
 	f.mu.Lock()
@@ -107,7 +127,7 @@ func (f *Feed) request(t *tail.Tail, r tail.Request) redislog.Request {
 	return redislog.Request{Channel: t.Channel, From: r.From, Count: r.Count}
 }
 
-// Release is what a reader does at its end.
+// Release says that a reader does not need the tail any more.
 func (f *Feed) Release(t *tail.Tail) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -117,7 +137,7 @@ func (f *Feed) Release(t *tail.Tail) {
 	}
 }
 
-// run gives channels to links until the bus is closed.
+// run gives stray channels to links until the context ends.
 func (f *Feed) run(ctx context.Context) {
 	var retry pace.Backoff
 	var again <-chan time.Time
@@ -171,7 +191,7 @@ func (f *Feed) route(ctx context.Context) error {
 	return nil
 }
 
-// some gives those tails that a condition holds for.
+// some gives the tails for which a condition holds. The condition is called under the feed's lock.
 func (f *Feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -190,15 +210,14 @@ func (f *Feed) WakeAll() {
 	}
 }
 
-// Channels is how many channels are listened to.
+// Channels is how many channels the process listens to.
 func (f *Feed) Channels() int {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return len(f.tails)
 }
 
-// dropCold forgets tails that nobody has read for a while, and links that carry
-// nothing.
+// dropCold drops tails that nobody has read for a while, and links that carry nothing.
 func (f *Feed) dropCold(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -225,7 +244,8 @@ func (f *Feed) dropCold(now time.Time) {
 	}
 }
 
-// Health is nil while every tail is as fresh as promised.
+// Health is nil while the tails are fresh. It fails when, for longer than Freshness, a link has
+// brought nothing or a tail with readers may have been behind.
 func (f *Feed) Health() error {
 	bound := f.Freshness
 	f.mu.RLock()

@@ -14,27 +14,27 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A link is the Pub/Sub connection to one node, broken and made again as often as
-// need be, and the channels that come over it.
+// A link is the Pub/Sub connection to one node, with the channels that come over it. When the
+// connection breaks, the link makes another. The life of each connection is a session.
 type link struct {
 	feed   *Feed
-	node   string
-	retire context.CancelFunc
+	node   string             // "" for all nodes
+	retire context.CancelFunc // ends run
 
 	// The feed's lock guards these.
-	client redislog.Client // of the node, or of all where there is one link
-	// unsent are channels that the session has yet to subscribe to or, if they
-	// are not the link's any more, to unsubscribe from.
+	client redislog.Client // of the node, or of all nodes
+	// unsent has the channels that the session still has to subscribe to or, where another link or
+	// none carries them now, to unsubscribe from.
 	unsent []string
-	// confirmed are the channels that Redis has confirmed in this session, with a
-	// number that tells one confirmation from another.
+	// confirmed has the channels to which Redis has confirmed the subscription in this session.
+	// Each confirmation of the link has another number. The last number is confirms.
 	confirmed map[string]uint64
 	confirms  uint64
 
 	changed pace.Flag             // unsent has something
-	heard   atomic.Int64          // when a connection last brought anything, UnixNano
-	failing atomic.Pointer[error] // why there is no session
-	breaks  chan error            // what ends the session from outside
+	heard   atomic.Int64          // when a connection last brought anything, as UnixNano
+	failing atomic.Pointer[error] // why the last session ended; nil once the next brings something
+	breaks  chan error            // an error here ends the session
 }
 
 const subscribeBatch = 512
@@ -45,13 +45,13 @@ func newLink(f *Feed, node string) *link {
 	return l
 }
 
-// sendLocked notes that a channel came or went.
+// sendLocked makes the session subscribe to a channel that came, or unsubscribe from one that went.
 func (l *link) sendLocked(name string) {
 	l.unsent = append(l.unsent, name)
 	l.changed.Set()
 }
 
-// run keeps a session until the bus is closed or nothing is carried any more.
+// run keeps a session until the feed ends or the link is retired.
 func (l *link) run(ctx context.Context) {
 	var retry pace.Backoff
 	for {
@@ -75,7 +75,8 @@ func (l *link) run(ctx context.Context) {
 	}
 }
 
-// giveBack lets the feed find anew where the channels belong, where nodes share them.
+// giveBack makes the channels of the link stray again, since another node may have them now. A link
+// to all nodes keeps its channels.
 func (l *link) giveBack() {
 	f := l.feed
 	if l.node == "" {
@@ -93,15 +94,15 @@ func (l *link) giveBack() {
 	f.strays.Set()
 }
 
-// Why a session ends though its connection is open.
+// These errors end a session whose connection is open.
 var (
 	errSilent = errors.New("no answer to a ping on the Pub/Sub connection")
 	errDeaf   = errors.New("the Pub/Sub connection does not bring what is in the logs: its server is not the one that is published to")
 	errMoved  = errors.New("a channel has moved to another node")
 )
 
-// session is the life of one Pub/Sub connection. Whatever goes wrong with it, the
-// answer is the same: close it, question every tail, begin another one.
+// session is the life of one Pub/Sub connection. Whatever goes wrong, the answer is the same: close
+// the connection, question every tail, begin another session.
 func (l *link) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -118,7 +119,7 @@ func (l *link) session(ctx context.Context) error {
 	f.mu.Unlock()
 	l.changed.Set()
 	select {
-	case <-l.breaks: // it was about the session before
+	case <-l.breaks: // that error was meant for the session before
 	default:
 	}
 
@@ -163,12 +164,12 @@ func (l *link) session(ctx context.Context) error {
 	}
 }
 
-// silence tells for how long no connection has brought anything.
+// silence is for how long no connection of the link has brought anything.
 func (l *link) silence() time.Duration {
 	return time.Duration(time.Now().UnixNano() - l.heard.Load())
 }
 
-// subscribe tells Redis of the channels that came or went, many at a time.
+// subscribe sends the channels that came or went to Redis, many in one command.
 func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
 	f := l.feed
 	f.mu.Lock()
@@ -204,8 +205,8 @@ func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
 	return nil
 }
 
-// receive reads the connection. go-redis may connect again by itself before it
-// returns an error, or without one: then confirmations come a second time.
+// receive reads the connection until that fails. go-redis may connect again by itself, with or
+// without an error. Then the confirmations come a second time.
 func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
 	for {
 		message, err := pubsub.Receive(ctx)
@@ -222,6 +223,7 @@ func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
 			case "subscribe", "ssubscribe":
 				l.confirm(m.Channel)
 			case "sunsubscribe":
+				// A channel that the link has given up itself is not confirmed any more.
 				if l.isConfirmed(m.Channel) {
 					return fmt.Errorf("%w: %s", errMoved, m.Channel)
 				}
@@ -230,16 +232,16 @@ func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
 	}
 }
 
-// end makes the session end for this reason.
+// end makes the session end with this error. Any goroutine may call it.
 func (l *link) end(err error) {
 	select {
 	case l.breaks <- err:
-	default: // it is about to
+	default: // the session is about to end
 	}
 }
 
-// confirm notes that the channel is listened to from here on; what came before
-// is in the log.
+// confirm takes Redis' word that the connection brings the channel from here on. What was published
+// before is in the log: the tail is filled from there.
 func (l *link) confirm(name string) {
 	f := l.feed
 	f.mu.Lock()
@@ -258,7 +260,7 @@ func (l *link) isConfirmed(name string) bool {
 	return l.confirmed[name] != 0
 }
 
-// question questions every tail of the link.
+// question questions every tail of the link, because the connection is gone.
 func (l *link) question() {
 	f := l.feed
 	f.mu.Lock()
@@ -279,7 +281,7 @@ func (l *link) deliver(name, payload string) {
 	u := f.tails[name]
 	f.mu.RUnlock()
 	if u == nil {
-		return // it was unsubscribed meanwhile
+		return // the tail was dropped meanwhile
 	}
 	a, err := wire.Decode([]byte(payload))
 	if err == nil && a.Position.IsZero() && len(payload) > f.MaxMessage {

@@ -10,10 +10,11 @@ import (
 	"github.com/syndarix/eventbus/internal/tail"
 )
 
-// fillBatch is how many logs are read in one round trip.
+// fillBatch is how many logs one round trip reads at most.
 const fillBatch = 64
 
-// want notes tails that are to be filled, urgently where they are not whole.
+// want asks for tails to be filled. That is urgent where they may be behind, but not for a
+// comparison.
 func (f *Feed) want(urgent bool, tails ...*tail.Tail) {
 	if len(tails) == 0 {
 		return
@@ -30,14 +31,14 @@ func (f *Feed) wantLocked(t *tail.Tail, urgent bool) {
 	f.wants.Set()
 }
 
-// A fillQueue has the tails of one node that are to be filled: a node that does not
-// answer holds up only its own.
+// A fillQueue has the tails of one node that are to be filled. Each node has its own queue, so that
+// a node that does not answer holds up no others.
 type fillQueue struct {
 	urgent, routine map[*tail.Tail]bool
 	busy            bool // a batch is under way
 }
 
-// take gives the next batch, those that are not whole first.
+// take gives the next batch, the urgent ones first.
 func (q *fillQueue) take() (batch []*tail.Tail) {
 	for _, set := range []map[*tail.Tail]bool{q.urgent, q.routine} {
 		for t := range set {
@@ -51,15 +52,14 @@ func (q *fillQueue) take() (batch []*tail.Tail) {
 	return batch
 }
 
-// A filled is the end of a batch.
+// A filled reports the end of a batch to mend.
 type filled struct {
 	queue         *fillQueue
 	batch, failed []*tail.Tail
 }
 
-// mend fills tails that are not whole at once, and looks after all of them now
-// and then. It does not need Pub/Sub: while that is away, events come from the
-// logs, later but none the less.
+// mend has tails filled: at once where they may be behind, and all of them now and then, to compare
+// them with their logs. It does not need Pub/Sub: while that is away, events come from the logs.
 func (f *Feed) mend(ctx context.Context) {
 	freshness := f.Freshness
 	care := time.NewTicker(freshness / 10)
@@ -84,8 +84,8 @@ func (f *Feed) mend(ctx context.Context) {
 			f.dropCold(now)
 			f.want(true, f.some(func(t *tail.Tail) bool { return t.Stale(now) > 0 && !slices.Contains(failed, t) })...)
 		case <-compare.C:
-			// What a connection that looks alive has not brought is in the logs.
-			// So that their logs live on, this takes in tails that only stay warm.
+			// The logs have what a connection that looks alive has not brought. Tails without
+			// readers are compared too, because a read extends the life of the log.
 			f.want(false, f.some(func(*tail.Tail) bool { return true })...)
 		case d := <-done:
 			d.queue.busy = false
@@ -118,14 +118,14 @@ func (f *Feed) mend(ctx context.Context) {
 	}
 }
 
-// sort puts the tails that are wanted into the queues of their nodes.
+// sort moves the wanted tails into the queues of their nodes.
 func (f *Feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	f.mu.Lock()
 	wanted := f.wanted
 	f.wanted = make(map[*tail.Tail]bool)
 	for t := range wanted {
 		if u := f.tails[t.Name]; u == nil || u.tail != t {
-			delete(wanted, t) // it was dropped
+			delete(wanted, t) // the tail was dropped
 		}
 	}
 	f.mu.Unlock()
@@ -145,8 +145,7 @@ func (f *Feed) sort(ctx context.Context, queues map[string]*fillQueue) {
 	}
 }
 
-// fill brings tails up to their logs' ends, and gives back those whose log could not
-// be read.
+// fill brings tails up to the ends of their logs. It gives back those whose log could not be read.
 func (f *Feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tail) {
 	asked, requests := make([]tail.Request, len(tails)), make([]redislog.Request, len(tails))
 	listened := make([]confirmation, len(tails))
@@ -164,7 +163,8 @@ func (f *Feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tai
 			failed = append(failed, t)
 			continue
 		}
-		// The read counts as whole only if the channel was listened to all along.
+		// The fill makes the tail whole only if one confirmation held during all of the read.
+		// Otherwise an event could come after the read and before the channel is listened to.
 		listens := listened[i].number != 0 && f.confirmation(t) == listened[i]
 		if !t.Fill(asked[i], pages[i], listens) && listens {
 			f.want(true, t)
@@ -176,7 +176,7 @@ func (f *Feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tai
 	return failed
 }
 
-// A confirmation is Redis's word that a channel is listened to; zero without.
+// A confirmation is Redis' word that a link brings a channel. With the number 0 there is none.
 type confirmation struct {
 	link   *link
 	number uint64

@@ -16,18 +16,18 @@ import (
 type Config struct {
 	Feed *feed.Feed
 	Log  *redislog.Log
-	// closed ends readers at once. draining ends them when they have what there is. Their causes are
-	// what the readers then get.
+	// Closed ends readers at once. Draining does, too, but Next with drain first gives what there
+	// is. The bus ends Draining first, and then wakes all readers through the feed.
 	Closed, Draining context.Context
 	Spawn            func(func()) // starts a goroutine
 	Warn             func(message string, err error)
 }
 
-// Readers make readers.
+// Readers is what all readers of a bus share.
 type Readers struct {
 	Config
-	searching chan struct{} // a slot for each search of a log
-	Gaps      atomic.Int64  // that readers were told of
+	searching chan struct{} // has one slot: a search of a log takes it
+	Gaps      atomic.Int64  // how many gaps readers have come upon
 }
 
 // NewReaders makes the readers of a bus.
@@ -35,20 +35,21 @@ func NewReaders(c Config) *Readers {
 	return &Readers{Config: c, searching: make(chan struct{}, 1)}
 }
 
-// A Subscription says what a reader reads, and from where.
+// A Subscription says what a reader reads, and from where. It begins now unless Oldest, After or
+// LastEventID says otherwise. LastEventID takes precedence over both.
 type Subscription struct {
 	Channels    []string // all different
 	Types       []string // globs; none: all types
 	After       string   // a cursor
-	Oldest      bool
-	LastEventID string
+	Oldest      bool     // begin with the oldest event of each log
+	LastEventID string   // what an SSE client sends; anything is accepted
 }
 
-// New makes a reader that is to begin.
+// New makes a reader. The next call is Begin.
 func (rs *Readers) New() *Reader { return &Reader{Readers: rs, waiter: pace.NewFlag()} }
 
-// Begin sets the reader to where it begins, and waits until all its channels can be read. It is to be
-// closed, with an error, too.
+// Begin waits until all channels can be read, and puts the reader where the subscription begins.
+// Close the reader afterwards, also if Begin returns an error.
 func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
 	r.types = newTypeFilter(sub.Types)
 	var names []string
@@ -70,7 +71,7 @@ func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
 	return r.start(ctx, sub, names)
 }
 
-// start puts the lanes where the subscription begins: at the present, or elsewhere.
+// start puts the lanes where the subscription begins: at the ends of the tails, or elsewhere.
 func (r *Reader) start(ctx context.Context, sub Subscription, names []string) error {
 	for _, l := range r.lanes {
 		l.tail.Begin(&l.place)
@@ -113,7 +114,8 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 			l.place.Pos, l.began, l.hole = e.Pos, e.Began, e.Hole
 			continue
 		}
-		// The tail may be behind: other channels may have brought what is on its way to it.
+		// The channel is new to the cursor. It begins where its log ends, not its tail: an event on
+		// its way to the tail may already have been delivered from a channel of the cursor.
 		if l.place.Pos, err = l.tail.LogEnd(ctx); err != nil {
 			return err
 		}
@@ -122,7 +124,8 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 	return context.Cause(ctx)
 }
 
-// startAt puts all lanes at a position from which the first look at the log tells where they begin.
+// startAt puts all lanes at a position. From the zero position and from Unknown, load finds in the
+// log where a lane begins.
 func (r *Reader) startAt(pos position.Position) {
 	for _, l := range r.lanes {
 		l.place.Pos, l.began = pos, position.Position{}
@@ -134,7 +137,8 @@ func isUUID(s string) bool {
 	return err == nil
 }
 
-// startAtEvent begins behind the event with this id.
+// startAtEvent begins behind the event with this id. A lane whose log does not have it begins with
+// a gap.
 func (r *Reader) startAtEvent(ctx context.Context, id string) error {
 	for _, l := range r.lanes {
 		pos, ok, err := r.Readers.find(ctx, l.tail, id)
@@ -151,8 +155,9 @@ func (r *Reader) startAtEvent(ctx context.Context, id string) error {
 	return nil
 }
 
-// find looks for an event in a tail and then in its log, for one reader at
-// a time: searching a log is the dearest thing that a client can ask for.
+// find looks for an event in a tail and then in its log. One log is searched at a time, because a
+// search costs more than anything else that a client can ask for. The search goes on, and keeps its
+// slot, when its reader has gone.
 func (rs *Readers) find(ctx context.Context, t *tail.Tail, id string) (position.Position, bool, error) {
 	if pos, ok := t.Locate(id); ok {
 		return pos, true, nil
@@ -182,7 +187,7 @@ func (rs *Readers) find(ctx context.Context, t *tail.Tail, id string) (position.
 	}
 }
 
-// Close gives back what the reader holds.
+// Close gives the tails back. Call it once, at the end.
 func (r *Reader) Close() {
 	for _, l := range r.lanes {
 		l.tail.Forget(&l.place)

@@ -8,24 +8,40 @@ import (
 	"github.com/syndarix/eventbus/internal/tail"
 )
 
-// What several channels of a subscription have is delivered once, from the first of them in the
-// order of the publish. Entries in the other logs note where it is: '<channel>@<position>' for each log
-// earlier in that order. What a lane does with such an entry depends on where the other lane, that
-// of the noted channel, stands:
+// The once-rule. An event that was published to several channels of a subscription is in the log of
+// each. So several lanes come to it, and only one may deliver it: the lane of the channel that is
+// first in the order of the publish. The others leave it out.
 //
-//	noted position p            what the other lane has done with the event     here it is
-//	p <= began                  nothing: the subscription began behind it       delivered
-//	hole.from < p <= hole.upto  nothing: a gap has passed over it               delivered
-//	p <= place                  delivered it                                    left out
-//	p > place                   it will deliver it, or announce that it is lost  left out
+// How does a lane know? Its entry says in the field "also" where the event is in the logs that come
+// earlier in the order: '<channel>@<position>' for each. If the reader has a lane for such a
+// channel, that is the other lane. Call the position p. Where p is in the log of the other lane
+// decides what this lane does with its entry:
 //
-// There is one hole for a lane. A further gap moves its end, so where two gaps meet while another lane
-// is behind, what was between them can come twice.
+//	the log of the other lane:
 //
-// Cursors say where lanes began, and their holes, until every lane has come to where its log ended
-// when the last of them arose: no entry behind that notes a place in them.
+//	    not read     │  delivered  │  passed over  │  delivered  │  not yet read
+//	─────────────────┼─────────────┼───────────────┼─────────────┼────────────────►
+//	               began       hole.From       hole.Upto       place
+//
+//	where p is                  what the other lane does                      so this lane
+//	p <= began                  nothing: the subscription began behind p      delivers the event
+//	hole.From < p <= hole.Upto  nothing: a gap has passed over p              delivers the event
+//	else, p <= place            it has delivered the event                    leaves it out
+//	p > place                   it will deliver the event, or announce a gap  leaves it out
+//
+// In the last two rows this lane does the same. So the code compares p with began and the hole
+// only: see delivers. Where "also" names several positions, one other lane that delivers the event
+// is enough.
+//
+// A lane has one hole: what its gaps have passed over. A further gap moves Upto, never From. So
+// where two gaps meet while another lane is behind, events between the two can come twice.
+//
+// A resumed subscription needs began and the holes, too, so cursors carry them. They stop when
+// every lane has come to where its log ended when the last of these arose. From there on, entries
+// name only positions behind began and the holes. Two exceptions are given up: an event that is
+// published again, and one that was between two logs of a cluster.
 
-// elsewhere reports whether another lane than l delivers an entry of l.
+// elsewhere reports whether another lane than l delivers the event of an entry of l.
 func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 	if len(r.lanes) == 1 {
 		return false
@@ -38,8 +54,8 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 			if m == l || m.tail.Name != name || !m.delivers(at) {
 				continue
 			}
-			// The shards of a cluster lose what they lose each by itself: what is noted may be
-			// another event by now.
+			// Each shard of a cluster loses events by itself. The position may now be that of
+			// another event. Then this lane delivers its own.
 			at.Mark = position.Fingerprint(e.Event.ID)
 			if !r.Log.PerChannel || !m.tail.Another(at) {
 				return true
@@ -49,22 +65,24 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 	return false
 }
 
-// delivers reports whether the lane has delivered what is at p in its log, or will.
+// delivers reports whether the event at p in the lane's log is the lane's to deliver: it has been
+// delivered or announced there, or will be.
 func (l *lane) delivers(p position.Position) bool { return p.Beyond(l.began) && !l.hole.Has(p) }
 
-// pass makes a gap part of the lane's hole.
+// pass adds a gap to the lane's hole.
 func (l *lane) pass(from, upto position.Position) {
 	if l.hole == (position.Hole{}) {
 		l.hole.From = from
 	}
 	l.hole.Upto = upto
 	if l.began.Beyond(upto) {
-		l.began = upto // the log went back: the numbers behind it are given again
+		l.began = upto // the log went back: it gives the numbers behind upto again
 	}
 }
 
-// passed says that a lane began, or passed over something. The ends of the logs are found by reads
-// that begin from now on; one may be under way.
+// passed says that a lane has begun, or has passed over something. Cursors then say so until every
+// lane has come to where its log ends now. A read that begins from now on finds that end. The next
+// read that a tail counts may be under way already, so it takes the one after that.
 func (r *Reader) passed() {
 	r.open = len(r.lanes) > 1
 	for _, l := range r.lanes {
@@ -73,8 +91,8 @@ func (r *Reader) passed() {
 	}
 }
 
-// isOpen reports whether a lane can still come upon an entry that notes a place where another lane
-// has passed.
+// isOpen reports whether cursors still have to say where lanes began, and their holes. They do not
+// once every lane has come to its end. Then isOpen drops the holes.
 func (r *Reader) isOpen() bool {
 	if !r.open {
 		return false
@@ -94,11 +112,11 @@ func (r *Reader) isOpen() bool {
 	return false
 }
 
-// notes gives what an entry notes: channels, and positions in their logs.
+// notes walks the places in an entry's "also": names of channels, and positions in their logs.
 func notes(also string) iter.Seq2[string, position.Position] {
 	return func(yield func(string, position.Position) bool) {
 		for note := range strings.FieldsSeq(also) {
-			i := strings.LastIndexByte(note, '@') // a prefix can have one too
+			i := strings.LastIndexByte(note, '@') // the prefix of a channel can have an @, too
 			if pos, err := position.Parse(note[i+1:]); err == nil && i > 0 && !yield(note[:i], pos) {
 				return
 			}
@@ -106,18 +124,18 @@ func notes(also string) iter.Seq2[string, position.Position] {
 	}
 }
 
-// A recent set remembers from which lane foreign events were delivered last: they have no position
-// that an entry could note.
+// A recent set remembers which lanes the newest foreign events came from. These have no position
+// that "also" could name, so the set goes by their ids.
 type recent struct {
-	lanes map[string]*lane
-	order []string // a ring, oldest at next
+	lanes map[string]*lane // by the id of the event
+	order []string         // ids: a ring, the oldest at next
 	next  int
 }
 
 const recentEvents = 1024
 
-// elsewhere reports whether the event was delivered from another lane than l, and
-// otherwise remembers it.
+// elsewhere reports whether the event came from another lane than l before. An event that is new is
+// remembered.
 func (s *recent) elsewhere(id string, l *lane) bool {
 	if m, ok := s.lanes[id]; ok {
 		return m != l

@@ -18,7 +18,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestWhatALaneDelivers is the table at the top of once.go.
+// TestWhatALaneDelivers checks the table at the top of once.go.
 func TestWhatALaneDelivers(t *testing.T) {
 	at := func(epoch, seq int64) position.Position { return position.Position{Epoch: epoch, Seq: seq} }
 	for _, tc := range []struct {
@@ -44,7 +44,8 @@ func TestWhatALaneDelivers(t *testing.T) {
 	}
 }
 
-// TestLogThatWentBackBehindWhereALaneBegan: its numbers are given again, to events that the lane delivers.
+// TestLogThatWentBackBehindWhereALaneBegan: the log gives its numbers again, to events that the
+// lane delivers.
 func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 	at := func(seq int64) position.Position { return position.Position{Epoch: 2000, Seq: seq} }
 	l := lane{began: at(5)}
@@ -53,8 +54,8 @@ func TestLogThatWentBackBehindWhereALaneBegan(t *testing.T) {
 	require.False(t, l.delivers(at(3)))
 }
 
-// TestNewChannelBeginsWhereItsLogEnds, though its tail is behind: other channels of the cursor may
-// have brought what is on its way.
+// TestNewChannelBeginsWhereItsLogEnds: its tail is behind that. What is on its way to the tail may
+// already have been delivered from other channels of the cursor.
 func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
@@ -114,8 +115,8 @@ func (l *modelLog) page(r tail.Request) *position.Page {
 // A modelEvent is an event that was published, and where.
 type modelEvent struct {
 	at      map[string]position.Position
-	removed map[string]int // by log: the count of removals that has taken it away
-	rewound bool           // its numbers may have been given before
+	removed map[string]int // by log: the number of the removal that has taken it away
+	rewound bool           // its positions may have been those of other events before
 }
 
 // A chain is a subscription that is resumed by its cursor, again and again.
@@ -125,8 +126,8 @@ type chain struct {
 	reader    *Reader
 	expected  map[string]bool // events that are to be delivered, or announced
 	delivered map[string]int
-	gaps      map[string][]position.Hole // that were told, by channel
-	told      map[string]int             // by channel: the removals that the last gap has told of
+	gaps      map[string][]position.Hole // the gaps that were announced, by channel
+	told      map[string]int             // by channel: so many removals justify the next gap
 	left      map[string]bool            // channels that a resume has left out
 }
 
@@ -204,7 +205,7 @@ func (m *onceModel) publish() {
 	}
 }
 
-// remove takes entries out of a log.
+// remove counts a removal in a log, and marks the events that it takes away.
 func (m *onceModel) remove(l *modelLog, gone []position.LogEntry) {
 	l.removed++
 	for _, e := range gone {
@@ -227,8 +228,8 @@ func (m *onceModel) lose() {
 	m.cut()
 }
 
-// rewind is a failover to a replica that lacks the last publishes. Who has not had them hears nothing
-// of them: they are not in the logs that there are.
+// rewind is a failover to a replica that lacks the last publishes. A chain that has not had them
+// hears nothing of them: they are in no log any more.
 func (m *onceModel) rewind() {
 	m.rewinds++
 	for range rapid.IntRange(1, 4).Draw(m.t, "n") {
@@ -268,7 +269,7 @@ func (m *onceModel) cut() {
 	}
 }
 
-// deliver brings some messages, in their order.
+// deliver brings some messages to the tails, in their order.
 func (m *onceModel) deliver() {
 	n := rapid.IntRange(0, len(m.messages)).Draw(m.t, "messages")
 	for _, message := range m.messages[:n] {
@@ -358,7 +359,7 @@ func (m *onceModel) read(steps int) {
 			wanted := c.reader.wants(st.lane, e)
 			c.reader.take(st, 1)
 			if m.events[e.Event.ID].removed[st.lane.tail.Name] > 0 {
-				c.told[st.lane.tail.Name] = 0 // its message has outlived it
+				c.told[st.lane.tail.Name] = 0 // the message outlived the entry: a gap may follow
 			}
 			if wanted {
 				c.delivered[e.Event.ID]++
@@ -367,7 +368,7 @@ func (m *onceModel) read(steps int) {
 	}
 }
 
-// announced reports whether a gap was told of that an event of the chain is in.
+// announced reports whether a gap of the chain has announced that an event is missing.
 func (m *onceModel) announced(e *modelEvent) bool {
 	c := m.chain
 	for name, at := range e.at {
@@ -381,7 +382,7 @@ func (m *onceModel) announced(e *modelEvent) bool {
 	return false
 }
 
-// check drains the chain, and holds what was delivered against what was published.
+// check drains the chain, and compares what was delivered with what was published.
 func (m *onceModel) check() {
 	c := m.chain
 	if c == nil {
@@ -403,7 +404,7 @@ func (m *onceModel) check() {
 			left = left || c.left[name]
 			gaps += len(c.gaps[name])
 		}
-		// The number was given twice, and the log trimmed up to it: there is nothing to compare with.
+		// The position was given twice, and the log trimmed up to it. Nothing shows the difference.
 		left = left || e.rewound && len(e.removed) > 0
 		switch n := c.delivered[id]; {
 		case n > 1 && (left || gaps > 1):
@@ -426,12 +427,12 @@ func (m *onceModel) describe() (s string) {
 	return s
 }
 
-// TestOnceAgainstAModel: an event that several channels have is delivered once, or a gap announces it,
-// whatever happens to their logs, and wherever a reader resumes. What design and docs call a corner is
-// counted: two gaps that meet, and channels that a resume leaves out.
+// TestOnceAgainstAModel: an event that several channels have is delivered once, or a gap announces
+// it. That holds whatever happens to their logs, and wherever a reader resumes. The cases that the
+// docs give up are only counted: two gaps that meet, and channels that a resume leaves out.
 func TestOnceAgainstAModel(t *testing.T) {
 	corners := 0
-	for range 30 { // some of its rules are broken once in a thousand sequences
+	for range 30 { // some mistakes show only once in a thousand sequences
 		rapid.Check(t, func(t *rapid.T) { checkOnce(t, &corners) })
 	}
 	t.Logf("%d events came twice, or not, in a corner", corners)

@@ -1,3 +1,25 @@
+// Package reader is one subscription at work. A Reader merges the tails of its channels. It
+// delivers each event once, and announces a gap where something is missing. What it finds comes as
+// events (Events) or as SSE frames (Stream).
+//
+// The bus makes the Readers. For each subscription it calls New, Begin, then Next until that fails,
+// and Close. Next ends with an error:
+//
+//	what ends it          the error          when
+//	the context ends      its cause          at once
+//	a revoke calls End    the error of End   at once
+//	the bus is closed     cause of Closed    at once
+//	the bus drains        cause of Draining  at once; with drain, when nothing more can be read
+//
+// A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
+// call ring and End, and set its waiter, as WakeOn does. The package starts no goroutine but the
+// search of a log for an id, one at a time.
+//
+//	reader.go  the Reader: lanes, steps, gaps, cursors
+//	begin.go   where a subscription begins, and the search
+//	once.go    the once-rule
+//	stream.go  frames, keepalives, and the checks whether a client may still read
+//	types.go   the type filter
 package reader
 
 import (
@@ -13,8 +35,7 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Reader is one subscription at work: a place in the tail of each channel. It
-// belongs to one goroutine.
+// A Reader is one subscription at work: it has a lane for each channel.
 type Reader struct {
 	*Readers
 	lanes   []*lane
@@ -22,19 +43,19 @@ type Reader struct {
 	key     position.Key
 	waiter  pace.Flag
 	open    bool   // cursors say where lanes began, and their holes: see once.go
-	foreign recent // foreign events of late
+	foreign recent // the newest foreign events
 
-	alarm atomic.Bool           // see ring
-	over  atomic.Pointer[error] // see end
+	alarm atomic.Bool           // set by ring
+	over  atomic.Pointer[error] // set by End
 }
 
-// ring makes next return, with a timeout if there is nothing else.
+// ring makes Next return: with a timeout if there is nothing else. Any goroutine may call it.
 func (r *Reader) ring() {
 	r.alarm.Store(true)
 	r.waiter.Set()
 }
 
-// End makes next return this error from now on.
+// End makes Next return this error from now on. Any goroutine may call it.
 func (r *Reader) End(err error) {
 	r.over.Store(&err)
 	r.waiter.Set()
@@ -46,23 +67,23 @@ type lane struct {
 	place tail.Place
 	view  tail.View // entries to take next
 
-	// What is before the place and was not delivered from here: see once.go.
-	began position.Position // where the subscription began, zero if by a cursor
+	// What lies before the place but was not delivered by this lane: see once.go.
+	began position.Position // where the subscription began here; zero if it came by a cursor
 	hole  position.Hole
 
-	// Where the log ended when a lane of the reader began or passed over something: where the read
-	// found it that will be, or was, this one of the tail.
+	// end is where the log ended when a lane of the reader last began or came upon a gap, or
+	// somewhat later. The tail's reads from number endRead on can find it: see passed.
 	end     position.Position
-	endRead int // 0: it is known
+	endRead int // 0: the end is known
 
-	// A log that cannot be read is tried again, without holding up the other lanes.
+	// A log that cannot be read is tried again. It does not hold up the other lanes.
 	failed error
 	retry  pace.Backoff
-	again  time.Time // not before
+	again  time.Time // when to try next
 }
 
-// A step is what a reader comes upon: a gap, some entries of one lane, or neither
-// when time is up.
+// A step is what a reader comes upon: a gap, or some entries of one lane. It is a timeout where
+// ring was called and there was neither.
 type step struct {
 	lane    *lane
 	Channel int // number of the lane
@@ -75,19 +96,18 @@ type step struct {
 type Gap struct {
 	Channel int // number of the lane
 	Reason  position.Reason
-	From    position.Position
-	Cursor  string // behind it
+	From    position.Position // where the lane stood; zero if that is not known
+	Cursor  string            // the cursor behind the gap
 }
 
-// WakeOn makes the end of a context wake the reader. It must be called, once, before
-// next is called with that context.
+// WakeOn makes the end of a context wake the reader. Call it once, before Next is called with that
+// context.
 func (r *Reader) WakeOn(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, r.waiter.Set)
 }
 
-// Next gives the next step. It waits until there is one, the context or the bus
-// ends, or ring is called. When the bus drains, it first gives what there is, if drain
-// says so.
+// Next gives the next step. It waits until there is one, or ring is called, or something ends it:
+// see the package comment. With drain, it gives what there is before a drain of the bus ends it.
 func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 	for {
 		draining := r.Draining.Err() != nil
@@ -110,8 +130,9 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 		case r.alarm.Swap(false):
 			return step{timeout: true}, nil
 		case err == nil:
-			// A tail, ring, the context's end, Revoke and the bus's end all wake it. The
-			// last does that through the tails, which it may have gone past already.
+			// Tails, ring, End and the end of the context set the waiter. A drain does so only
+			// through the tails, once, and step may have looked at a tail after that. So Draining
+			// is checked again.
 			if r.Draining.Err() == nil {
 				<-r.waiter
 			}
@@ -126,7 +147,7 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 	}
 }
 
-// again is when the next log that could not be read is tried again.
+// again is when the next of the logs that could not be read is to be tried again.
 func (r *Reader) again() (at time.Time) {
 	for _, l := range r.lanes {
 		if l.failed != nil && (at.IsZero() || l.again.Before(at)) {
@@ -136,7 +157,8 @@ func (r *Reader) again() (at time.Time) {
 	return at
 }
 
-// ended says why there is no more to come, if so.
+// ended gives the error with which Next ends, nil if it goes on. over says that a drain of the bus
+// ends it now.
 func (r *Reader) ended(ctx context.Context, over bool) error {
 	switch {
 	case ctx.Err() != nil:
@@ -152,7 +174,8 @@ func (r *Reader) ended(ctx context.Context, over bool) error {
 	return nil
 }
 
-// step looks once what there is. With nothing, the waiter is set.
+// step looks once at what there is. If it finds nothing, the tails set the waiter once there is
+// something.
 func (r *Reader) step(ctx context.Context) (step, error) {
 	var failed error
 	next, number := (*lane)(nil), 0
@@ -168,7 +191,7 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 			}
 		}
 		if l.place.Pos.IsZero() || l.place.Pos == position.Unknown {
-			return step{}, failed // where it begins decides what others deliver
+			return step{}, failed // where this lane begins decides what the others deliver
 		}
 		if len(l.view.Entries) > 0 && (next == nil || l.older(next)) {
 			next, number = l, i
@@ -179,13 +202,13 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 	}
 	v := next.view
 	if len(r.lanes) > 1 {
-		v.Entries = v.Entries[:1] // then it may be another lane's turn
+		v.Entries = v.Entries[:1] // after one entry it may be another lane's turn
 	}
 	return step{lane: next, Channel: number, View: v}, nil
 }
 
-// load gets a lane its next entries, from the tail or, where that does not reach
-// back far enough, from the log.
+// load gets a lane its next entries: from the tail, or from the log where the tail does not reach
+// back far enough. It gives the gap that the lane comes upon.
 func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 	for {
 		g := l.tail.Look(&l.place)
@@ -225,12 +248,13 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 	}
 }
 
-// gap is what a reader is told when a lane has passed over something.
+// gap makes the Gap of a lane that has just passed over something.
 func (r *Reader) gap(l *lane, from position.Position, reason position.Reason) *Gap {
 	return &Gap{slices.Index(r.lanes, l), reason, from, r.cursor()}
 }
 
-// older tells whether the next event of l happened before that of m.
+// older reports whether the next event of l has an earlier time than that of m. An entry that could
+// not be read comes before any event.
 func (l *lane) older(m *lane) bool {
 	a, b := l.view.Entries[0].Event, m.view.Entries[0].Event
 	return a == nil || b != nil && a.Timestamp.Before(b.Timestamp)
@@ -243,14 +267,14 @@ func (r *Reader) take(st step, n int) {
 	l.view.Entries = l.view.Entries[n:]
 }
 
-// wants reports whether the entry of a step is to be delivered: not when its type is left
-// out, and not when another lane delivers its event.
+// wants reports whether a lane delivers an entry. It does not when the entry could not be read,
+// when another lane delivers the event, or when the type is left out.
 func (r *Reader) wants(l *lane, e *tail.Entry) bool {
 	return e.Event != nil && !r.elsewhere(l, e) && r.types.has(e.Event.Type)
 }
 
-// Events takes the events of a step that are to be delivered, each with the cursor behind it. Their
-// payloads are everybody's.
+// Events takes the entries of a step. It yields the events that are to be delivered, each with the
+// cursor behind it. Other readers share their payloads: do not change them.
 func (r *Reader) Events(st step) iter.Seq2[wire.Event, string] {
 	return func(yield func(wire.Event, string) bool) {
 		for i := range st.Entries {
@@ -282,12 +306,12 @@ func (r *Reader) positions(into []position.Position) []position.Position {
 	return into
 }
 
-// stands tells whether the reader is at exactly these positions.
+// stands reports whether the reader is at exactly these positions.
 func (r *Reader) stands(at []position.Position) bool {
 	return slices.EqualFunc(r.lanes, at, func(l *lane, p position.Position) bool { return l.place.Pos == p })
 }
 
-// cursor covers all lanes.
+// cursor gives the cursor of where the reader stands in all lanes.
 func (r *Reader) cursor() string {
 	if !r.isOpen() {
 		return string(r.key.Append(nil, func(i int) position.Position { return r.lanes[i].place.Pos }))

@@ -8,33 +8,35 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Stream turns what a reader comes upon into frames.
+// A Stream gives what a reader comes upon as frames.
 type Stream struct {
 	*Reader
-	ctx       context.Context // of the range that the stream lives in
-	keepalive time.Duration   // without a write, after which there is one
-	// comeBack gives the times between which the client is to come back when the stream breaks.
+	ctx       context.Context // ends the frames
+	keepalive time.Duration   // the longest time without a frame
+	// comeBack gives the shortest and the longest time that a client is to wait before it comes
+	// back when the stream breaks.
 	comeBack func() (least, most time.Duration)
 
-	// check, if there is one, is asked again whether the client may still read,
-	// at keepalives and at the time that it gave itself; false ends the stream.
+	// Check, if there is one, says whether the client may still read; false ends the stream. It is
+	// called when the keepalive time has passed since the last call, and at Until, which it sets
+	// anew.
 	Check func() (until time.Time, ok bool)
-	Until time.Time
+	Until time.Time // zero: only the keepalive time counts
 
-	sent []position.Position // as in the last id field that was written
-	Err  error               // why the frames ended; nil when check said so
+	sent []position.Position // the positions in the last id field that was written
+	Err  error               // why the frames ended; nil if Check or the caller ended them
 	buf  []byte
 
-	written, checked time.Time     // the last time, each
+	written, checked time.Time     // when there was a frame last, and when Check was called last
 	retry            time.Duration // the most that the last retry field could have said
 }
 
-// Stream gives the reader's frames, in a range that lives as long as the context.
+// Stream gives the frames of a reader, until the context ends.
 func (r *Reader) Stream(ctx context.Context, keepalive time.Duration, comeBack func() (least, most time.Duration)) *Stream {
 	return &Stream{Reader: r, ctx: ctx, keepalive: keepalive, comeBack: comeBack}
 }
 
-// Frames yields until the stream ends.
+// Frames yields frames until the stream ends. A frame is valid until the next one.
 func (s *Stream) Frames(yield func([]byte) bool) {
 	s.buf = append(s.idBlock(s.appendRetry(s.buf[:0])), '\n')
 	if !yield(s.buf) {
@@ -43,7 +45,8 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 	s.written = time.Now()
 	s.checked = s.written
 	defer s.WakeOn(s.ctx)()
-	// A frame moves what is due, but not the timer: that finds out when it fires.
+	// The timer is not set again for each frame. When it fires early, it is set to what is due
+	// then.
 	timer := time.AfterFunc(time.Until(s.due()), s.ring)
 	defer timer.Stop()
 	for {
@@ -80,7 +83,7 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 	}
 }
 
-// due is when there is something to do without an event.
+// due is when there is something to do even without an event.
 func (s *Stream) due() time.Time {
 	at := s.written.Add(s.keepalive)
 	if s.Check != nil && s.checked.Add(s.keepalive).Before(at) {
@@ -92,27 +95,25 @@ func (s *Stream) due() time.Time {
 	return at
 }
 
-// checkDue reports whether it is to be asked again whether the client may read.
 func (s *Stream) checkDue(now time.Time) bool {
 	return s.Check != nil && (now.Sub(s.checked) >= s.keepalive || !s.Until.IsZero() && !now.Before(s.Until))
 }
 
-// appendRetry appends a retry field.
 func (s *Stream) appendRetry(b []byte) []byte {
 	least, most := s.comeBack()
 	s.retry = most
 	return wire.AppendRetry(b, least, most)
 }
 
-// retryChanged reports whether the client has to hear of another time to come back at: there are many
-// more streams now, or many fewer.
+// retryChanged reports whether the client needs another retry field: there are many more streams
+// than at the last one, or many fewer.
 func (s *Stream) retryChanged() bool {
 	_, most := s.comeBack()
 	return most > 2*s.retry || most < s.retry/2
 }
 
-// render gives the frame of a step, empty when there is nothing to send. It
-// takes the step's entries.
+// render gives the frame of a step, empty when there is nothing to send. It takes the step's
+// entries.
 func (s *Stream) render(st step) []byte {
 	switch {
 	case st.Gap != nil:
@@ -122,7 +123,7 @@ func (s *Stream) render(st step) []byte {
 	case len(st.Entries) == 0:
 		return nil
 	case len(s.lanes) == 1 && s.types == nil:
-		// The frames lie in memory as they are sent.
+		// The frames are in memory one after the other, as they are to be sent.
 		frame := st.Frames(0, len(st.Entries))
 		s.take(st, len(st.Entries))
 		if len(frame) > 0 {
@@ -152,8 +153,9 @@ func (s *Stream) idBlock(b []byte) []byte {
 	return wire.AppendID(b, s.cursor())
 }
 
-// quiet is a comment; or a block without data, which the client remembers, where the cursor has
-// moved on without an event, as the stream leaves some out, or there is another retry time.
+// quiet gives a frame for when there are no events. It is a comment, unless the client needs
+// another retry field or another id field: then it is a block without data, whose fields the client
+// keeps. The id is another where the reader has moved on over events that the stream leaves out.
 func (s *Stream) quiet() []byte {
 	s.buf = s.buf[:0]
 	if s.retryChanged() {

@@ -40,7 +40,7 @@ func (s *benchStream) offer(t testing.TB) {
 	require.True(t, s.tail.Offer(ev))
 }
 
-// deliver renders it, and falls asleep.
+// deliver renders the event, and falls asleep.
 func (s *benchStream) deliver(t testing.TB) {
 	st, err := s.stream.step(context.Background())
 	if frame := s.stream.render(st); err != nil || len(frame) == 0 {
@@ -55,7 +55,7 @@ func (s *benchStream) deliver(t testing.TB) {
 func TestDeliveryAllocatesNothing(t *testing.T) {
 	s := newBenchStream(t)
 	s.offer(t)
-	s.deliver(t) // makes what it keeps
+	s.deliver(t) // the first delivery allocates what the stream keeps
 	var before, after runtime.MemStats
 	allocated := uint64(0)
 	for range 1000 {

@@ -8,13 +8,13 @@ const (
 	MaxGlobLength = 128
 )
 
-// A typeFilter is the globs of a subscription. It looks at each type once.
+// A typeFilter is the globs of a subscription. It compares each type with them once.
 type typeFilter struct {
 	globs []string
 	known map[string]bool
 }
 
-// mostKnownTypes bounds what a filter remembers. Programs have some dozens of types.
+// mostKnownTypes bounds how many types a filter remembers. Programs have some dozens.
 const mostKnownTypes = 256
 
 func newTypeFilter(globs []string) *typeFilter {
