@@ -14,7 +14,7 @@ import (
 	"github.com/syndarix/eventbus/internal/testing/sample"
 )
 
-// An answering client gives what it is told to as the answers to calls of append.lua.
+// An answering client has the answers to calls of append.lua.
 type answering struct {
 	redislog.Client
 	answers []any // replies, or errors
@@ -30,13 +30,13 @@ func (c *answering) Process(_ context.Context, cmd redis.Cmder) error {
 	return nil
 }
 
-// newQueue is a queue whose calls get these answers.
+// newQueue makes a queue whose calls get these answers.
 func newQueue(answers ...any) *commitQueue {
 	log := redislog.New(&answering{answers: answers}, "", false, func(string) (int, time.Duration) { return 0, 0 })
 	return &commitQueue{Committer: New(context.Background(), Config{Log: log, Timeout: time.Minute})}
 }
 
-// newEvent is an event on its way into logs.
+// newEvent makes the commit of an event into the logs of channels.
 func newEvent(channels ...string) *redislog.Commit {
 	ev := sample.Event()
 	c := &redislog.Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Done: make(chan struct{})}
@@ -46,7 +46,8 @@ func newEvent(channels ...string) *redislog.Commit {
 	return c
 }
 
-// TestOneChannelHoldsUpNobody: where Redis has settled a part of a call, the rest goes on by itself.
+// TestOneChannelHoldsUpNobody: where Redis has settled a part of a call, the rest goes on by
+// itself.
 func TestOneChannelHoldsUpNobody(t *testing.T) {
 	q := newQueue([]any{"+5-1", "!OOM"}, []any{"!OOM"}, []any{"+6-1"})
 	commits := []*redislog.Commit{newEvent("project:p"), newEvent("agent:a")}
@@ -64,8 +65,8 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 	require.EqualValues(t, 1, q.Retries.Load())
 }
 
-// TestCallsThatNobodyWaitsFor are given up where they certainly have not run, and go on where they may
-// have.
+// TestCallsThatNobodyWaitsFor: a call that certainly has not run is given up, and one that may have
+// run is repeated.
 func TestCallsThatNobodyWaitsFor(t *testing.T) {
 	q := newQueue([]any{"!OOM"})
 	c := newEvent("project:p")
@@ -81,7 +82,7 @@ func TestCallsThatNobodyWaitsFor(t *testing.T) {
 	require.True(t, c.Records[0].Again)
 }
 
-// TestOutcomesAreBounded in number, by dropping the oldest.
+// TestOutcomesAreBounded: where there are too many, the oldest is dropped.
 func TestOutcomesAreBounded(t *testing.T) {
 	var o outcomes
 	for i := range mostOutcomes + 10 {

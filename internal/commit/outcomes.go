@@ -9,21 +9,22 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// The outcomes are of publishes whose callers have left without an answer, or got an error. Who
-// publishes such an event again waits for what is under way, and brings it only into logs that are
-// not known to have it. The newest are kept, for a while.
+// outcomes keeps what is known of publishes whose callers have left without an answer, or got an
+// error. The next publish of such an event waits for what is under way, and sends the event only to
+// logs that are not known to have it. An outcome is kept for a while, and only so many are kept.
 type outcomes struct {
 	mu    sync.Mutex               // guards following
-	of    map[string]*list.Element // by id of the event
-	order list.List                // of *outcome; the one put last at the end
+	of    map[string]*list.Element // by the event's id
+	order list.List                // the elements are *outcome; the one put last is at the end
 }
 
+// An outcome is what is kept of the publishes of one event that have failed.
 type outcome struct {
 	id    string
 	since time.Time
-	turn  chan struct{} // has one token: for who publishes the event now
+	turn  chan struct{} // one token, for the publish that may go on
 
-	// Whoever has the turn may look at these.
+	// Only the publish that has the turn may use these.
 	last  *Publication
 	known map[string]position.Position // by channel
 }
@@ -33,7 +34,7 @@ const (
 	mostOutcomes = 1 << 16
 )
 
-// outcomeKey is the same for a UUID in upper case.
+// outcomeKey is the key of an event's id. A UUID in upper case has the same key.
 func outcomeKey(id string) string { return strings.ToLower(id) }
 
 // put keeps a publication that has failed.
@@ -41,7 +42,7 @@ func (o *outcomes) put(p *Publication) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	key := outcomeKey(p.id)
-	if e := o.of[key]; e != nil { // p is its last
+	if e := o.of[key]; e != nil { // p is its last publication, unless two began at once.
 		e.Value.(*outcome).since = time.Now()
 		o.order.MoveToBack(e)
 		return
@@ -55,11 +56,11 @@ func (o *outcomes) put(p *Publication) {
 	o.sweepLocked()
 }
 
-// get gives what is kept of an event; nil if it is nothing.
+// get gives the outcome of an event, nil where there is none.
 func (o *outcomes) get(id string) *outcome {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.of) == 0 { // nearly always
+	if len(o.of) == 0 { // This is the usual case.
 		return nil
 	}
 	o.sweepLocked()
@@ -69,7 +70,7 @@ func (o *outcomes) get(id string) *outcome {
 	return nil
 }
 
-// sweepLocked forgets those that are too old or too many.
+// sweepLocked forgets outcomes that are too old or too many.
 func (o *outcomes) sweepLocked() {
 	for e := o.order.Front(); e != nil; e = o.order.Front() {
 		oldest := e.Value.(*outcome)
@@ -81,7 +82,7 @@ func (o *outcomes) sweepLocked() {
 	}
 }
 
-// drop forgets an event that is in all its logs.
+// drop forgets the outcome of an event that is in all its logs.
 func (o *outcomes) drop(gone *outcome) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -91,7 +92,7 @@ func (o *outcomes) drop(gone *outcome) {
 	}
 }
 
-// learn takes what is known from the last publication. Its commit is settled.
+// learn enters the positions that the last publication has found. Its commit must be closed.
 func (o *outcome) learn() {
 	for i := range o.last.Records {
 		if r := &o.last.Records[i]; !r.Pos.IsZero() {

@@ -1,3 +1,28 @@
+// Package commit brings published events into their logs by group commit. The bus calls it, and it
+// calls redislog.
+//
+//	Publish ─► commit ─► queue of its node ─► worker ─► call of append.lua
+//	   ▲                                        │
+//	   └─────── Done: what became of it ◄───────┘
+//
+// Nothing is delayed. A free worker takes what waits and makes one call of it. What comes while all
+// workers have a call on the wire goes together into the next one. Each worker is a producer (see
+// redislog), with one call on the wire at a time. It repeats a call whose reply is lost, unchanged,
+// until Redis answers, for 10 minutes at most, even if no caller waits. A call that certainly has
+// not run is given up sooner.
+//
+// A caller that leaves without an answer, or gets an error, leaves an outcome. The next publish of
+// the event waits for the commit that is under way, and sends only to logs not known to have the
+// event.
+//
+// Goroutines: four workers for each node, until the bus is closed. Where only a part of a call is
+// settled, another goroutine repeats the rest, and the worker goes on as another producer. Locks:
+// no mutex here is taken under another, but Committer.mu is held while Spawn is called. The turn of
+// an outcome is taken with no mutex held, and kept while its publish waits for Redis.
+//
+//	producer.go     Committer: queues, workers, repeats
+//	publication.go  Publication: one publish and its commits
+//	outcomes.go     what is kept of publishes that have failed
 package commit
 
 import (
@@ -13,33 +38,32 @@ import (
 	"github.com/syndarix/eventbus/internal/redislog"
 )
 
-// The commits gather what is published at the same time into common calls. There
-// is no delay: a worker that is free takes what there is, and what comes while
-// all are on the wire goes together into the next call. Each node of a cluster has a
-// queue and workers of its own, so that one that does not answer holds up nothing else.
+// A Committer gathers what is published at the same time into common calls. Each node of a cluster
+// has a queue and workers of its own, so that a node that does not answer holds up no other. It is
+// safe for concurrent use.
 type Committer struct {
 	Config
-	ctx      context.Context // their life
+	ctx      context.Context // the bus's life
 	outcomes outcomes
-	Retries  atomic.Int64 // calls that were made again
+	Retries  atomic.Int64 // repeated round trips
 
-	mu     sync.Mutex // guards following
-	queues map[string]*commitQueue
+	mu     sync.Mutex              // guards following
+	queues map[string]*commitQueue // by the node's address
 }
 
-// A Config is what commits work with.
+// A Config is what a Committer works with.
 type Config struct {
 	Log     *redislog.Log
-	Timeout time.Duration // of a publish
+	Timeout time.Duration // how long a publish may take
 	Spawn   func(func())  // starts a goroutine
 }
 
-// New makes commits that live as long as the context, whose cause is what publishes then get.
+// New makes a Committer that works until ctx ends. Publishes then get the cause of ctx.
 func New(ctx context.Context, c Config) *Committer {
 	return &Committer{Config: c, ctx: ctx, queues: make(map[string]*commitQueue)}
 }
 
-// A commitQueue is what is to go to one node.
+// A commitQueue has the commits that are to go to one node.
 type commitQueue struct {
 	*Committer
 	wake pace.Flag
@@ -50,15 +74,17 @@ type commitQueue struct {
 
 const (
 	commitWorkers = 4
-	commitRecords = 64      // in one call; with more, Redis and the publishers wait for each other
-	commitBytes   = 1 << 20 // in one call, unless one record is longer
+	// commitRecords is the most in one call. With more, Redis and the publishers wait for each
+	// other.
+	commitRecords = 64
+	commitBytes   = 1 << 20 // the most in one call, unless one event is longer
 
-	// commitPatience is for how long a call is repeated that may have run. One that certainly has not
-	// is given up sooner, while its callers still wait for the answer.
+	// commitPatience is how long a call is repeated that may have run. A call that certainly has
+	// not run is given up sooner, while its callers still wait.
 	commitPatience = 10 * time.Minute
 )
 
-// queue gives the queue of a node.
+// queue gives the queue of a node, and starts its workers where there is none yet.
 func (cs *Committer) queue(node string) *commitQueue {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -73,7 +99,7 @@ func (cs *Committer) queue(node string) *commitQueue {
 	return q
 }
 
-// add queues a commit, whose records go to one node.
+// add queues a commit. All its records go to one node.
 func (cs *Committer) add(ctx context.Context, c *redislog.Commit) *commitQueue {
 	q := cs.queue(cs.Log.Node(ctx, cs.Log.Name(c.Records[0].Channel)))
 	q.mu.Lock()
@@ -94,7 +120,7 @@ func (q *commitQueue) withdraw(c *redislog.Commit) bool {
 	return i >= 0
 }
 
-// work makes calls until the bus is closed. A worker is a producer, as append.lua has it.
+// work makes calls until the bus is closed. A worker is a producer in the sense of append.lua.
 func (q *commitQueue) work(ctx context.Context) {
 	id, number := rand.Text(), int64(0)
 	for {
@@ -104,7 +130,8 @@ func (q *commitQueue) work(ctx context.Context) {
 			return
 		}
 		for {
-			for n := -1; n < q.length(); { // as long as it brings more
+			// Publishers that are about to queue get their turn, as long as that brings more.
+			for n := -1; n < q.length(); {
 				n = q.length()
 				runtime.Gosched()
 			}
@@ -115,8 +142,8 @@ func (q *commitQueue) work(ctx context.Context) {
 			number++
 			began := time.Now()
 			if left := q.settle(ctx, began, q.Log.NewCalls(id, number, batch), true); left != nil {
-				// One channel must not hold up a node: what is left goes on by itself, as the last
-				// call of this producer, and the worker is another one from now on.
+				// One channel must not hold up a node. What is left goes on by itself, as the last
+				// call of this producer. From now on the worker is another producer.
 				q.Spawn(func() { q.settle(ctx, began, left, false) })
 				id, number = rand.Text(), 0
 			}
@@ -124,8 +151,9 @@ func (q *commitQueue) work(ctx context.Context) {
 	}
 }
 
-// settle repeats calls, which began then, until it is known what became of their commits. If part says so, it gives
-// back what is left as soon as Redis has settled a part of them, or only moves their slots.
+// settle sends calls until their commits are settled or given up. began is the time of the first
+// attempt. With part, it gives the rest back as soon as a part is settled, or when Redis refuses
+// all calls because it moves their slots.
 func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redislog.Call, part bool) (left []*redislog.Call) {
 	var retry pace.Backoff
 	for {
@@ -159,8 +187,9 @@ func unsettled(calls []*redislog.Call) (n int) {
 	return n
 }
 
-// giveUp ends a call: when it is late, or when it is tiring, or nobody waits, and it has certainly not
-// run. Its commits keep the error of the last attempt.
+// giveUp reports whether a call is given up, and closes its commits then. They keep the error of
+// the last attempt. A call that may have run is given up only when it is late. One that certainly
+// has not run is also given up when it is tiring, or when no caller waits.
 func giveUp(c *redislog.Call, late, tiring bool) bool {
 	awaited := slices.ContainsFunc(c.Commits, func(c *redislog.Commit) bool { return c.Callers.Load() > 0 })
 	if !late && (c.Lost || awaited && !tiring) {
@@ -178,7 +207,7 @@ func (q *commitQueue) length() int {
 	return len(q.waiting)
 }
 
-// take gives what fits into one call.
+// take takes what fits into one call off the queue.
 func (q *commitQueue) take() []*redislog.Commit {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -187,7 +216,7 @@ func (q *commitQueue) take() []*redislog.Commit {
 		records += len(c.Records)
 		bytes += len(c.Event)
 		if n > 0 && (records > commitRecords || bytes > commitBytes) {
-			q.wake.Set() // for another worker
+			q.wake.Set() // Another worker takes the rest.
 			break
 		}
 		n++

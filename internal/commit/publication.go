@@ -10,25 +10,25 @@ import (
 	"github.com/syndarix/eventbus/internal/redislog"
 )
 
-// A Publication is one event on its way into the logs of its channels.
+// A Publication is one publish of an event to some channels.
 type Publication struct {
 	commits    *Committer
 	id         string
 	event      []byte
 	idempotent bool
-	Records    []redislog.Record // of the channels; those that have the event first
+	Records    []redislog.Record // one for each channel; first those whose logs have the event
 	single     [1]redislog.Record
 	timeout    <-chan time.Time
-	late       bool // the time is over
+	late       bool // timeout has fired
 
-	commit *redislog.Commit // the part of the records that is, or was, under way
-	from   int              // where in records it begins
-	behind bool             // an earlier publish of the event has to end first
-	Fates  []fate           // of the records, after an error
+	commit *redislog.Commit // its records are the part of Records that is, or was, under way
+	from   int              // where in Records that part begins
+	behind bool             // an earlier publish of the event has to end before this one begins
+	Fates  []fate           // one for each record, after an error
 }
 
-// Publish appends an event's JSON to the logs of channels, which are all different. What became of it
-// there is in the publication, with an error, too.
+// Publish appends an event's JSON to the logs of channels, which must all be different. The
+// publication says what became of the event in each log, also after an error.
 func (cs *Committer) Publish(ctx context.Context, id string, event []byte, channels []string, idempotent bool) (*Publication, error) {
 	timeout := time.NewTimer(cs.Timeout)
 	defer timeout.Stop()
@@ -54,22 +54,23 @@ func (cs *Committer) Publish(ctx context.Context, id string, event []byte, chann
 			known = known || p.Fates[i] != Missing
 		}
 		if known && !p.behind {
-			p.event = nil // the commit has it, as long as it is under way
+			p.event = nil // An outcome keeps no event; the commit has it while it is under way.
 			cs.outcomes.put(p)
 		}
 	}
 	return p, err
 }
 
-// A fate is what is known of an event in one log, where its publish has failed.
+// A fate is what is known of an event in one log after its publish has failed.
 type fate int
 
 const (
-	Unknown fate = iota // the answer is not there
-	Done                // it is there
-	Missing             // it certainly is not
+	Unknown fate = iota // the log may have the event, now or later
+	Done                // the log has the event
+	Missing             // the log certainly does not have the event
 )
 
+// fateOf gives the fate of the i-th record. While the commit is open, a worker has its records.
 func (p *Publication) fateOf(i int, open bool) fate {
 	switch r := &p.Records[i]; {
 	case p.behind || open && i >= p.from && i < p.from+len(p.commit.Records):
@@ -82,7 +83,7 @@ func (p *Publication) fateOf(i int, open bool) fate {
 	return Unknown
 }
 
-// run brings the event into its logs.
+// run brings the event into its logs, behind earlier publishes of it that have failed.
 func (p *Publication) run(ctx context.Context) error {
 	o := p.commits.outcomes.get(p.id)
 	if o == nil {
@@ -94,7 +95,7 @@ func (p *Publication) run(ctx context.Context) error {
 	}
 	defer func() { o.turn <- struct{}{} }()
 	if now := p.commits.outcomes.get(p.id); now != nil && now != o {
-		return p.run(ctx) // it was forgotten meanwhile, and the event has failed again
+		return p.run(ctx) // The outcome was forgotten meanwhile, and there is another one.
 	}
 	if err := o.last.await(ctx, p); err != nil {
 		return err
@@ -111,8 +112,8 @@ func (p *Publication) run(ctx context.Context) error {
 	return err
 }
 
-// recall takes what is known from earlier publishes of the event. The logs that have it come first,
-// so that the entries in the others note them.
+// recall enters what is known from earlier publishes of the event. The logs that have it come
+// first, so that the entries in the others have these places in also.
 func (p *Publication) recall(known map[string]position.Position) {
 	records := slices.Clone(p.Records)
 	n := 0
@@ -129,8 +130,8 @@ func (p *Publication) recall(known map[string]position.Position) {
 	}
 }
 
-// commitAll makes the commits that are needed. Where channels need calls of their own, one comes
-// after the other, so that each entry can note where the event is already.
+// commitAll makes the commits that are needed. Where channels need calls of their own, one commit
+// comes after the other, so that each entry's also can say where the event is already.
 func (p *Publication) commitAll(ctx context.Context) error {
 	share := len(p.Records)
 	if p.commits.Log.PerChannel {
@@ -164,7 +165,7 @@ func (p *Publication) commitAll(ctx context.Context) error {
 	return nil
 }
 
-// await waits, for q, until it is known what became of the commit that is under way.
+// await lets q wait until p's commit is closed. Meanwhile q counts as a caller.
 func (p *Publication) await(ctx context.Context, q *Publication) error {
 	if p.commit == nil {
 		return nil
@@ -178,7 +179,7 @@ func (p *Publication) await(ctx context.Context, q *Publication) error {
 	return err
 }
 
-// wait waits for something, as long as the publish may take.
+// wait waits for c, but no longer than the publish may take.
 func (p *Publication) wait(ctx context.Context, c <-chan struct{}) error {
 	if p.late {
 		return p.tooLate()
@@ -196,7 +197,7 @@ func (p *Publication) wait(ctx context.Context, c <-chan struct{}) error {
 	}
 }
 
-// tooLate says why, if that is known.
+// tooLate is the error of a publish whose time is over. It has the reason, if that is known.
 func (p *Publication) tooLate() error {
 	err := fmt.Errorf("%w: not published within %s", redislog.ErrUnavailable, p.commits.Timeout)
 	if p.commit != nil {

@@ -14,14 +14,14 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Record is an event on its way into one log, and what became of it.
+// A Record is a commit's part for one log: the event's way into it, and what became of it.
 type Record struct {
 	Channel string
 	Mark    uint16            // fingerprint of the event
-	Pos     position.Position // where it is; zero while that is not known
-	Again   bool              // the log had it already
-	Err     error
-	Sure    bool // the error says for certain that the log does not have it
+	Pos     position.Position // where the event is; zero while that is not known
+	Again   bool              // the log had the event before this publish
+	Err     error             // why the last attempt has failed
+	Sure    bool              // Err makes certain that the log does not have the event
 }
 
 // settled reports whether another attempt would change nothing.
@@ -31,17 +31,18 @@ func (r *Record) settled() bool {
 
 // A Commit is one event on its way into logs that one call can reach.
 type Commit struct {
-	ID         string // of the event
-	Event      []byte // its JSON without position
+	ID         string // the event's id
+	Event      []byte // the event's JSON without position
 	Idempotent bool
-	Also       string // where it is in logs before these
+	Also       string // where the event is in the logs that come before these
 	Records    []Record
-	Done       chan struct{}         // closed when it is known what became of the records
-	Callers    atomic.Int32          // how many wait for that
+	Done       chan struct{}         // closed when no more will be known of the records
+	Callers    atomic.Int32          // how many wait for Done
 	Failing    atomic.Pointer[error] // why the last attempt has failed
 }
 
-// Pending gives the records that are not in their logs yet, and where the event is before them.
+// Pending gives the records from the first one on whose log does not have the event yet, and the
+// also of the next entry.
 func (c *Commit) Pending(l *Log) (records []Record, also string) {
 	i, also := 0, c.Also
 	for ; i < len(c.Records) && !c.Records[i].Pos.IsZero(); i++ {
@@ -60,15 +61,15 @@ func (c *Commit) Settled() bool {
 	return true
 }
 
-// An Call is one call of append.lua. It takes effect once, however often it is sent.
+// A Call is one call of append.lua. It takes effect once, however often it is sent.
 type Call struct {
 	scriptCall
 	producer string
 	number   int64
-	Commits  []*Commit // that are not settled yet
+	Commits  []*Commit // the ones that are not settled yet
 	logs     []logCall
-	Lost     bool // the answer to an attempt was lost: it may have run
-	Moving   bool // the last attempt was refused because a cluster moves a slot
+	Lost     bool // The reply to an attempt was lost, so the call may have run.
+	Moving   bool // The last attempt was refused because a cluster moves a slot.
 }
 
 // A logCall is what a call has for one log.
@@ -77,11 +78,10 @@ type logCall struct {
 	records []*Record // in the order of its events
 }
 
-// markerTTL is how long the id of an event that was published with Idempotent is remembered
-// beside its log.
+// markerTTL is how long the marker of an Idempotent event lives.
 const markerTTL = 10 * time.Minute
 
-// NewCall makes the call of a producer with this number.
+// NewCall makes the call of a producer with this number. append.lua says what is in the arguments.
 func (l *Log) NewCall(producer string, number int64, commits []*Commit) *Call {
 	c := &Call{producer: producer, number: number, Commits: commits}
 	index := make(map[string]int, 1)
@@ -103,7 +103,7 @@ func (l *Log) NewCall(producer string, number int64, commits []*Commit) *Call {
 		c.keys = append(c.keys, logKey(name), producersKey(name))
 		c.args = append(c.args, name, keep, age.Milliseconds(), l.least(log.channel))
 	}
-	run, at := "", 0 // where the last run goes, and the index of its length
+	run, at := "", 0 // the last run's where, and the index of its length
 	for _, commit := range commits {
 		where := l.where(c, index, commit)
 		if where == run && !strings.Contains(where, "|") {
@@ -117,8 +117,8 @@ func (l *Log) NewCall(producer string, number int64, commits []*Commit) *Call {
 	return c
 }
 
-// NewCalls makes one call of a batch; in a cluster one for each channel, as hardly any two
-// share a slot.
+// NewCalls makes one call of a batch, or, in a cluster, one for each channel, as hardly any two
+// share a slot. They share a number, as each goes to another log.
 func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
 	if !l.PerChannel {
 		return []*Call{l.NewCall(producer, number, batch)}
@@ -126,7 +126,7 @@ func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
 	var order []string
 	parts := make(map[string][]*Commit)
 	for _, c := range batch {
-		name := c.Records[0].Channel // there is no other
+		name := c.Records[0].Channel // In a cluster a commit has one record.
 		if parts[name] == nil {
 			order = append(order, name)
 		}
@@ -139,7 +139,7 @@ func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
 	return calls
 }
 
-// add enters a record into the call of its log, one of so many perhaps.
+// add enters a record into the call. most is how many records one log can get.
 func (c *Call) add(index map[string]int, r *Record, most int) {
 	i, ok := index[r.Channel]
 	if !ok {
@@ -152,11 +152,11 @@ func (c *Call) add(index map[string]int, r *Record, most int) {
 	c.logs[i].records = append(c.logs[i].records, r)
 }
 
-// where tells append.lua where an event goes, and adds the keys of its markers.
+// where gives the argument that says to which logs an event goes, and adds the keys of its markers.
 func (l *Log) where(c *Call, index map[string]int, commit *Commit) string {
 	records, also := commit.Pending(l)
 	if len(records) == 1 && also == "" && !commit.Idempotent {
-		return strconv.Itoa(index[records[0].Channel] + 1) // Lua counts from 1
+		return strconv.Itoa(index[records[0].Channel] + 1) // Lua counts from 1.
 	}
 	logs := make([]string, len(records))
 	for i := range records {
@@ -172,7 +172,7 @@ func (l *Log) where(c *Call, index map[string]int, commit *Commit) string {
 	return strings.Join(logs, ",") + "|" + first + "|" + also
 }
 
-// Send makes one attempt at calls, in one round trip, and gives back those that are not settled.
+// Send makes one attempt at calls, in one round trip, and gives the calls that are left to be made.
 func (l *Log) Send(ctx context.Context, calls []*Call) (left []*Call) {
 	scripts := make([]scriptCall, len(calls))
 	for i, c := range calls {
@@ -186,8 +186,8 @@ func (l *Log) Send(ctx context.Context, calls []*Call) (left []*Call) {
 	return left
 }
 
-// settle enters what Redis answered to a call, and gives the call that is left to be made; nil where
-// there is none.
+// settle enters what Redis answered to a call, and gives the call that is left to be made, nil
+// where all is settled.
 func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 	reply, err := cmd.Result()
 	replies, ok := reply.([]any)
@@ -196,7 +196,7 @@ func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 	}
 	c.Moving = false
 	if err != nil {
-		// A script that a server refuses, or that it ends with an error, has appended nothing.
+		// If the server answers with an error, the script has appended nothing.
 		var server redis.Error
 		answered := errors.As(err, &server)
 		c.Lost = c.Lost || !answered && !neverSent(err)
@@ -213,8 +213,8 @@ func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 	case len(c.Commits) == 0:
 		return nil
 	case len(c.Commits) < before && !c.Lost:
-		// What was answered for good must not be tried again. (Where an attempt was lost, it may
-		// still come, so the number must stay: then all of the call is repeated.)
+		// What is settled must not be tried again, so the rest is a new call. After a lost attempt
+		// the number has to stay, because that attempt may still come: all of the call is repeated.
 		return l.NewCall(c.producer, c.number+1, c.Commits)
 	}
 	return c
@@ -250,7 +250,7 @@ func (c *Commit) Close() {
 	close(c.Done)
 }
 
-// fail enters an error for all records of which nothing better is known.
+// fail enters an error in all records that are not settled.
 func (c *Call) fail(err error) {
 	for _, log := range c.logs {
 		for _, r := range log.records {
@@ -267,7 +267,7 @@ func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 	items := strings.Split(s, "\n")
 	for n, r := range c.records {
 		switch {
-		case r.settled(): // by an earlier attempt, and its caller may look at it
+		case r.settled(): // An earlier attempt has settled it, and its caller may be reading it.
 			continue
 		case len(items) == len(c.records):
 			r.settle(items[n], 0)
@@ -280,12 +280,12 @@ func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 			r.Pos.Mark = r.Mark
 			last = r.Pos
 		}
-		r.Sure = r.Sure && !lost // or else what was on its way can still come
+		r.Sure = r.Sure && !lost // A lost attempt can still come and append the event.
 	}
 	return last
 }
 
-// settle enters the answer for an event, the n-th behind the one that it is about.
+// settle enters the answer for an event. item is about the event n places before this one.
 func (r *Record) settle(item string, n int64) {
 	r.Err, r.Sure = nil, false
 	kind := ""

@@ -1,37 +1,41 @@
--- Appends events to logs and rings the doorbell of each: one atomic step, so that the order in a
--- log is the order on its channel.
+-- Appends events to logs and publishes each on the log's channel. This is one atomic step, so the
+-- order in a log is the order on its channel.
 --
--- A call takes effect once. Who calls is a producer: it numbers its calls, has one under way at a
--- time, and repeats it unchanged until there is an answer. The hash beside each log keeps by
--- producer '<number> <time in ms> <answer>' of its last call. A repeated call gets that answer, and
--- only what failed is tried again; one that comes late, behind a newer number, does nothing.
+-- A call takes effect once. The caller is a producer: it numbers its calls, has one under way at a
+-- time, and repeats it unchanged until there is an answer. The hash beside each log keeps, by
+-- producer, '<number> <time in ms> <answer>' of the last call. A repeated call gets that answer,
+-- and only what failed is tried again. A call that comes late, behind a newer number, does nothing.
 --
--- KEYS  for each log: the log, its hash; then a marker for each log of each Idempotent event: a key
---       with the position of the event
+-- KEYS  for each log: the log, its hash; then for each Idempotent event a marker of each of its
+--       logs, a key that has the event's position
 -- ARGV  [1] how many logs  [2] producer  [3] number of the call  [4] PUBLISH or SPUBLISH
 --       [5] lifetime of a marker in ms
 --       for each log: channel, number of events to keep, lifetime in ms after the last use (0: for
 --       ever), least epoch of a new log
 --       for each run of events: n, where, and n events as JSON without position; where is the number
---       of a log, or '<log>,<log>,…|<number of the first marker, or nothing>|<also>'
--- reply for each log a string: '+<position>' where all its events were appended, one behind the
---       other, from this position on; else a line for each event:
---       '+<position>' appended; '=<position>' was there already; '~<position> <error>' appended, but
---       the doorbell failed; '!<error>' not appended
--- Nothing raises an error once something was appended. An event that fails in one of its logs is not
--- appended to those behind it.
+--       of a log, or '<log>,<log>,…|<index of the first marker in KEYS, or nothing>|<also>'
+-- reply for each log a string. '+<position>': all its events were appended, one behind the other,
+--       from this position on. Otherwise it has a line for each event:
+--         '+<position>'          appended
+--         '=<position>'          was there already
+--         '~<position> <error>'  appended, but PUBLISH failed, or the SET of the marker
+--         '!<error>'             not appended
+-- The script raises no error once something was appended. An event that fails in one of its logs is
+-- not appended to those behind it.
 --
--- An entry says in its field 'also' where the event is in the logs before this one, in the order of
--- the publish: '<channel>@<position>', with blanks between. Its message says so, too, and has the
--- field 'last' of the hash, as it was, as 'prev': so a reader notices that it has missed what was
--- appended between two messages, even if the numbers do not show it, because a master that lacked the
--- newest entries has given theirs again.
+-- An entry's field 'also' says where the event is in the logs that come earlier in the order of the
+-- publish: '<channel>@<position>', with blanks between. Its message has a member 'also' with the
+-- same text. The message's member 'prev' is the hash's field 'last' from before the append. It
+-- shows a reader that a message is missing between two, even where the positions follow one
+-- another. That happens when a new master lacks the newest entries and gives their positions again.
 
 local sub, byte = string.sub, string.byte
 local producer, call, publish, markerLife = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
--- Of each log, items is what became of its events: a position for one that was appended, else a line
--- of the reply; and rest is how the next message ends.
+-- What the call has for each log. items says what became of its events: the bare position of an
+-- event that was appended, else the event's line of the reply. alike is true while '+<position>'
+-- can answer for all of them. fresh is true where the hash does not know the producer yet. rest is
+-- how the next message ends.
 local logs, a = {}, 6
 for i = 1, tonumber(ARGV[1]) do
   local log = {key = KEYS[2 * i - 1], hash = KEYS[2 * i], channel = ARGV[a], keep = ARGV[a + 1],
@@ -61,7 +65,8 @@ for i = 1, tonumber(ARGV[1]) do
   end
 end
 
--- What an earlier attempt of this call has answered for the i-th event of a log, if it did not fail.
+-- The item of the i-th event of a log as an earlier attempt of this call has left it; nil where
+-- there was none, or the event failed.
 local function answered(log, i)
   if not log.answer then return nil end
   if not log.before then
@@ -83,7 +88,7 @@ local function xadd(log, event, also, trim)
   return pcall('XADD', log.key, 'NOMKSTREAM', log.id, 'event', event)
 end
 
--- The log is not what its hash says: it is gone, or somebody else has written to it.
+-- Opens a log that is not what its hash says: it is gone, or another program has written to it.
 local function reopen(log)
   local last, err = open(log.key, log.hash, log.life, log.least)
   if not last then
@@ -96,7 +101,7 @@ local function reopen(log)
   pcall('HSET', log.hash, 'epoch', log.epoch)
 end
 
--- Appends an event to a log. Its item.
+-- Appends an event to a log and publishes it. The result is the event's item.
 local function append(log, event, also, trim)
   if log.err then return '!' .. log.err end
   local at = xadd(log, event, also, trim)
@@ -109,35 +114,38 @@ local function append(log, event, also, trim)
     log.err = at and at.err or 'the log went away'
     return '!' .. log.err
   end
-  local message -- made at once: each string costs as much as a command
+  -- The message is made in one expression: each string on the way would cost as much as a command.
+  local message
   if also == '' then
     message = sub(event, 1, -2) .. ',"position":"' .. at .. log.rest
   else
     message = sub(event, 1, -2) .. ',"position":"' .. at .. '","also":"' .. also .. log.rest
   end
-  log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}' -- behind '{"id":"' and 28 characters
+  -- An event begins with '{"id":"', which is 7 characters; the id's last 8 are at 36 to 43.
+  log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}'
   log.wrote = true
   local rung = pcall(publish, log.channel, message)
   if type(rung) == 'table' then return '~' .. at .. ' ' .. rung.err end
   return at
 end
 
--- The item of an event that a marker has. A log that was lost since has not got the event.
+-- The item of an event that has a marker, nil where the log does not have the event: there is no
+-- marker, or it is of another epoch, so that its log was lost.
 local function marked(log, key)
   local at = pcall('GET', key)
   if type(at) == 'table' then return '!' .. at.err end
   if at and match(at, '^%d+') == log.epoch then return '=' .. at end
 end
 
--- A log that is lost alone leaves a hash that speaks of what is not there.
+-- Drops what the hash says where the log alone was lost. An error of EXISTS does not say so.
 local function verify(log)
   log.verified = true
-  if log.err or pcall('EXISTS', log.key) ~= 0 then return end -- an error is no word that it is gone
+  if log.err or pcall('EXISTS', log.key) ~= 0 then return end
   reopen(log)
   log.answer = nil
 end
 
--- Brings an event into some logs: what is known is looked at in all of them first.
+-- Brings an event into its logs. It looks at what is known in all of them before it appends to any.
 local function place(event, where, marker, also)
   local items = {}
   for i, log in ipairs(where) do
@@ -168,12 +176,12 @@ while a < #ARGV do
   local n, where = tonumber(ARGV[a]), ARGV[a + 1]
   local log = logs[tonumber(where)]
   local last = a + 1 + n
-  if log and not log.answer then -- nearly always
+  if log and not log.answer then -- The usual case: one log, and no earlier attempt.
     local items = log.items
     for i = a + 2, last do
       local item = append(log, ARGV[i], '', i == last)
       items[#items + 1] = item
-      if byte(item) > 57 or byte(item) < 48 then log.alike = false end -- not a digit
+      if byte(item) > 57 or byte(item) < 48 then log.alike = false end -- 48 to 57 are the digits
     end
   else
     local of, marker, also = match(where .. '||', '^([%d,]+)|(%d*)|([^|]*)')
@@ -184,7 +192,8 @@ while a < #ARGV do
   a = last + 1
 end
 
--- A new producer sweeps up behind those that were not heard of for an hour.
+-- Removes producers that were not heard of for an hour, among two random fields. Each new producer
+-- calls it, so that old ones do not pile up.
 local function sweep(hash, now)
   local fields = pcall('HRANDFIELD', hash, 2, 'WITHVALUES')
   for i = 1, #fields, 2 do
@@ -200,7 +209,7 @@ for i, log in ipairs(logs) do
     replies[i] = items[1] and '+' .. items[1] or ''
     answer = replies[i]
   else
-    local kept = {} -- without the text of errors: they are tried again
+    local kept = {} -- The hash needs no text of errors: these events are tried again.
     for n, item in ipairs(items) do
       local at = match(item, '^~?(%d+-%d+)')
       if item == at then items[n] = '+' .. at end
@@ -210,11 +219,13 @@ for i, log in ipairs(logs) do
   end
   if log.wrote then
     local now = millis()
+    -- 11 to 18 of rest are the end of the newest id.
     pcall('HSET', log.hash, 'last', sub(log.rest, 11, 18), producer, call .. ' ' .. number(now) .. ' ' .. answer)
     if log.fresh then sweep(log.hash, now) end
   end
-  -- Behind all appends, since a script that has written is not refused where memory is full. What was
-  -- a master once refuses it, before anything is answered from its hash; then nothing was appended.
+  -- This comes behind all appends: once a script has written, Redis lets it write where memory is
+  -- full. A master that became a replica refuses, so it gives no answer from its hash. It has
+  -- refused the appends, too.
   local set = extend(log.key, log.hash, log.life)
   if type(set) == 'table' and find(set.err, 'READONLY', 1, true) then return set end
 end

@@ -21,7 +21,7 @@ import (
 	"github.com/syndarix/eventbus/internal/testing/sample"
 )
 
-// newTestLog is a log side without a bus.
+// newTestLog makes a Log without a bus.
 func newTestLog(client Client) *Log {
 	return &Log{client: client, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 1000, time.Hour }}
 }
@@ -35,7 +35,7 @@ func eachServer(t *testing.T, test func(t *testing.T, client *redis.Client)) {
 	t.Run("redis", func(t *testing.T) { test(t, redistest.Start(t).Client(t)) })
 }
 
-// newCommit is an event on its way into logs.
+// newCommit makes the commit of an event into some logs.
 func newCommit(t require.TestingT, idempotent bool, names ...string) *Commit {
 	ev := sample.Event()
 	c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: idempotent, Done: make(chan struct{})}
@@ -45,7 +45,7 @@ func newCommit(t require.TestingT, idempotent bool, names ...string) *Commit {
 	return c
 }
 
-// ids are the events in a log, by position.
+// idsIn gives the ids of the events in a log, by position.
 func idsIn(client *redis.Client, name string) map[string]string {
 	ids := make(map[string]string)
 	for _, e := range client.XRange(context.Background(), logKey(name), "-", "+").Val() {
@@ -54,8 +54,8 @@ func idsIn(client *redis.Client, name string) map[string]string {
 	return ids
 }
 
-// TestCallsRunOnce: whatever is repeated gets the answer of the first time, and what comes late does
-// nothing.
+// TestCallsRunOnce: a repeated call gets the answer of the first attempt, and a call that comes
+// late does nothing.
 func TestCallsRunOnce(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
@@ -91,10 +91,10 @@ func TestCallsRunOnce(t *testing.T) {
 			require.Equal(t, first[i], c.Records, "the same answer")
 		}
 		again(8, []*Commit{newCommit(t, false, p), newCommit(t, false, a)})
-		for _, c := range again(7, commits) { // late: nobody waits for it any more
+		for _, c := range again(7, commits) { // This call comes late: a newer one has run.
 			require.Error(t, c.Records[0].Err)
 		}
-		for i, c := range again(9, commits[3:]) { // another call, of events that left a marker
+		for i, c := range again(9, commits[3:]) { // These are Idempotent events in another call.
 			for n, r := range c.Records {
 				require.True(t, r.Again)
 				require.Equal(t, first[3+i][n].Pos, r.Pos)
@@ -107,8 +107,8 @@ func TestCallsRunOnce(t *testing.T) {
 	})
 }
 
-// TestAnEventThatFailsInOneLog is not in those behind it, and the rest of the call is. What failed is
-// tried again, nothing else.
+// TestAnEventThatFailsInOneLog: it is not in the logs behind that one, and the rest of the call is
+// in its logs. Only what failed is tried again.
 func TestAnEventThatFailsInOneLog(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
@@ -130,7 +130,7 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		}
 		require.Len(t, idsIn(client, good), 2)
 		require.NoError(t, client.Del(ctx, logKey(bad)).Err())
-		for _, c := range commits { // nobody has looked at them yet
+		for _, c := range commits { // The commits become as they were before the attempt.
 			c.Done = make(chan struct{})
 			for i := range c.Records {
 				c.Records[i].Err = nil
@@ -149,7 +149,7 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 	})
 }
 
-// TestLogsBegin, with a hash beside them, and never with an epoch that was there before.
+// TestLogsBegin: a log begins with a hash beside it, and never with an epoch that was there before.
 func TestLogsBegin(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
@@ -178,7 +178,8 @@ func TestLogsBegin(t *testing.T) {
 			"the log": func() { client.Del(ctx, logKey(name)) },
 		} {
 			before := read().Last.Epoch
-			l.saw("project:p", position.Position{Epoch: before + 1_000_000}) // Redis' clock steps back
+			// For this process, the clock of Redis steps back.
+			l.saw("project:p", position.Position{Epoch: before + 1_000_000})
 			lose()
 			pos := appendOne()
 			require.EqualValues(t, 1, pos.Seq, name)
@@ -189,7 +190,8 @@ func TestLogsBegin(t *testing.T) {
 		far := fmt.Sprint(read().Last.Epoch + 2_000_000)
 		require.NoError(t, client.HSet(ctx, producersKey(name), "epoch", far).Err())
 		require.NoError(t, client.Del(ctx, logKey(name)).Err())
-		page, err := newTestLog(client).Read(ctx, Request{Channel: name}) // which has not seen the log
+		// Another Log has not seen the epoch.
+		page, err := newTestLog(client).Read(ctx, Request{Channel: name})
 		require.NoError(t, err)
 		require.Greater(t, fmt.Sprint(page.Last.Epoch), far)
 
@@ -237,7 +239,7 @@ func TestLivesOfLogs(t *testing.T) {
 	})
 }
 
-// TestProducersAreSweptUp when they were not heard of for an hour.
+// TestProducersAreSweptUp: a hash loses the producers that were not heard of for an hour.
 func TestProducersAreSweptUp(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
@@ -261,27 +263,27 @@ func TestProducersAreSweptUp(t *testing.T) {
 	})
 }
 
-// A world is a Redis, and what producers believe of it.
+// A world is a Redis, and what producers know of it.
 type world struct {
 	t         *rapid.T
 	l         *Log
 	client    *redis.Client
 	names     []string
 	producers []*testProducer
-	known     []*Commit         // Idempotent events, to be published by others again
-	acked     map[string]string // id and log of what was answered: the position
-	older     []*Call           // calls of before
+	known     []*Commit         // Idempotent events that other producers may publish again
+	acked     map[string]string // positions that were answered, by id and log
+	older     []*Call           // calls that are settled
 	saved     *snapshot
 }
 
 type testProducer struct {
 	name    string
 	number  int64
-	commits []*Commit // of the call that is under way
+	commits []*Commit // the commits of the call that is under way
 	call    *Call
 }
 
-// A snapshot is what a replica has that lags.
+// A snapshot is what a replica that lags has.
 type snapshot struct {
 	logs    map[string][]redis.XMessage
 	hashes  map[string]map[string]string
@@ -382,10 +384,10 @@ func (w *world) failOver() {
 		w.client.Set(ctx, key, at, markerTTL)
 	}
 	w.acked = maps.Clone(w.saved.acked)
-	w.older = nil // what comes late now, may be an event that the replica lacks
+	w.older = nil // A call that comes late now may append an event that the replica lacks.
 }
 
-// check holds the logs against what is known of them.
+// check compares the logs with what is known of them.
 func (w *world) check() {
 	for _, name := range w.names {
 		seen := make(map[string]bool)
@@ -402,9 +404,8 @@ func (w *world) check() {
 	}
 }
 
-// TestProducersAgainstAModel: replies are lost, attempts repeated, some come late, a master takes
-// over that lacks the last calls, and fields are swept up. Each event is in each of its logs once,
-// and each answer is true.
+// TestProducersAgainstAModel: replies are lost, attempts are repeated, calls come late, and a new
+// master lacks the last calls. Each event is in each of its logs once, and each answer is true.
 func TestProducersAgainstAModel(t *testing.T) {
 	local, err := embedded.New()
 	require.NoError(t, err)
@@ -426,7 +427,7 @@ func TestProducersAgainstAModel(t *testing.T) {
 					appendScript.runOnce(context.Background(), w.client, []scriptCall{call.scriptCall})
 				}
 			},
-			"another": func(*rapid.T) { // the worker goes on as another producer
+			"another": func(*rapid.T) { // The worker goes on as another producer.
 				if p := producer(); p.call == nil {
 					p.name, p.number = uuid.NewString(), 0
 				}
@@ -438,7 +439,7 @@ func TestProducersAgainstAModel(t *testing.T) {
 	})
 }
 
-// TestWhatWasAnsweredForGoodIsNotTriedAgain, though another part of its call is.
+// TestWhatWasAnsweredForGoodIsNotTriedAgain: another part of its call is tried again.
 func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
@@ -459,8 +460,8 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 	})
 }
 
-// Whatever Redis answers to an append, it is a position, or an error that says whether
-// the log has the event.
+// FuzzParseAppended: whatever Redis answers to an append becomes a position, or an error that says
+// whether it is certain that the log does not have the event.
 func FuzzParseAppended(f *testing.F) {
 	for _, reply := range []string{"", "+", "=", "!", "~", "+1-1", "=281474976710655-9007199254740991", "+281474976710656-1", "+1-1\n", "!OOM", "~READONLY x", "1-1", "+1--1", "-", "=1-1 project:x@1-1", "=1-1  "} {
 		f.Add(reply, "id", uint8(0))
@@ -543,8 +544,8 @@ func BenchmarkRead(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/256, "ns/event")
 }
 
-// Whatever Redis answers to a read, it is refused, or is a page that every reader can
-// go on in: at a place that does not move again.
+// FuzzParsePage: whatever Redis answers to a read is refused, or is a page in which every reader
+// can go on, from a position that does not move when it asks again.
 func FuzzParsePage(f *testing.F) {
 	const event = `{"id":"550e8400-e29b-41d4-a716-446655440000","type":"a.b"}`
 	f.Add("100000-3", "100000-1", "x", "100000-2", event, "", "100000-3", "garbage", "project:x@1-1 y", int64(100000), int64(2), uint8(0))
@@ -555,7 +556,7 @@ func FuzzParsePage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, last, first, id, at1, event1, also1, at2, event2, also2 string, epoch, seq int64, odd uint8) {
 		entry := func(at, event, also string) any { return []any{at, []any{"event", event, "also", also}} }
 		reply := []any{last, first, id, []any{entry(at1, event1, also1), entry(at2, event2, also2)}}
-		switch n := int(odd/8) % len(reply); odd % 8 { // what no script of ours gives
+		switch n := int(odd/8) % len(reply); odd % 8 { // No script of ours gives these.
 		case 1:
 			reply = reply[:n]
 		case 2:
@@ -579,8 +580,8 @@ func FuzzParsePage(f *testing.F) {
 			require.True(t, e.Pos.Epoch > 0 && e.Pos.Epoch <= position.MaxEpoch && e.Pos.Seq >= 0 && e.Pos.Seq <= position.MaxSeq && e.Pos.Mark != 0, "%+v", e.Pos)
 			known = append(known, e.Pos)
 		}
-		// The rest is what read.lua vouches for: one epoch, no number 0, in order, and one
-		// id for the newest entry.
+		// The rest holds only for what read.lua promises: one epoch, no number 0, entries in order,
+		// and one id for the newest entry.
 		log := page.First.IsZero() || page.First.Epoch == page.Last.Epoch && page.First.Seq > 0 && page.First.Seq <= page.Last.Seq
 		before := page.First
 		for _, e := range page.Entries {
@@ -595,7 +596,7 @@ func FuzzParsePage(f *testing.F) {
 				continue
 			}
 			again, gap := page.Resume(start)
-			if gap != "" { // behind a hole, there may be another one
+			if gap != "" { // Behind one hole there may be another.
 				again, gap = page.Resume(again)
 				require.Empty(t, gap)
 			}
@@ -604,7 +605,7 @@ func FuzzParsePage(f *testing.F) {
 	})
 }
 
-// TestTheAdvisedCommandsAreEnough, also to repeat a call.
+// TestTheAdvisedCommandsAreEnough: a user with these commands can do all, also repeat a call.
 func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	admin, ctx := redistest.Start(t).Client(t), context.Background()
 	args := []any{"ACL", "SETUSER", "bus", "on", ">pw", "~eventbus:*", "&*"}
@@ -626,7 +627,7 @@ func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	require.EqualValues(t, 1, admin.XLen(ctx, logKey(name)).Val())
 }
 
-// TestALostAttemptThatComesLate: of its call, one part is answered for good, and the rest repeated.
+// TestALostAttemptThatComesLate: a part of its call is settled, and the rest is repeated.
 func TestALostAttemptThatComesLate(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	ctx, l := context.Background(), newTestLog(client)
@@ -636,7 +637,7 @@ func TestALostAttemptThatComesLate(t *testing.T) {
 	g, b := newCommit(t, false, good), newCommit(t, false, bad)
 	call := l.NewCall("one", 7, []*Commit{g, b})
 	late := call.scriptCall
-	call.Lost = true // the first attempt is on its way
+	call.Lost = true // The first attempt is still on its way.
 
 	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "1").Err())
 	left := l.Send(ctx, []*Call{call})

@@ -1,9 +1,9 @@
--- What the scripts that write share; it stands in front of them.
+-- What append.lua, read.lua and find.lua share. It stands in front of each of them.
 --
--- Beside each log there is a hash. It is made with the log, lives as long, an hour at least, and has
---   epoch       of the log
+-- Beside each log there is a hash. It is made with the log and lives as long, an hour at least.
+--   epoch       the log's epoch
 --   last        the last 8 characters of the id of the event that was appended last
---   <producer>  what became of the producer's last call (see append.lua)
+--   <producer>  number, time and answer of the producer's last call (see append.lua)
 
 local pcall, find, match = redis.pcall, string.find, string.match
 
@@ -16,15 +16,16 @@ local function millis()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- The error of a server that must not be asked: a replica, which was a master perhaps. A write that
--- changes nothing tells. What else keeps a master from writing does not keep it from reading.
+-- The error with which a replica refuses a write, nil on a master. A replica must not answer: it
+-- may lag. The write that is tried here changes nothing. Its other errors do not keep a master from
+-- reading.
 local function readonly(hash)
   local set = pcall('PEXPIRE', hash, 1, 'GT')
   if type(set) == 'table' and find(set.err, 'READONLY', 1, true) then return set end
 end
 
--- Lets a log and its hash live for so many ms from now on, 0 for ever, the hash an hour at least, but
--- never shorter than they would anyway.
+-- Lets a log and its hash live for so many ms from now on (0: for ever), the hash an hour at least.
+-- A life never becomes shorter. The result is Redis' answer for the log.
 local function extend(key, hash, life)
   if life == '0' then
     pcall('PERSIST', hash)
@@ -34,8 +35,9 @@ local function extend(key, hash, life)
   return pcall('PEXPIRE', key, life, 'GT')
 end
 
--- Where a log ends, and its XINFO. A log that is not there begins, empty, with a new epoch: Redis'
--- time, but more than any epoch that the caller or the hash knows of. Or nil, and an error.
+-- Where a log ends, and its XINFO; nil and the text of the error when that fails. A log that is not
+-- there begins, empty, and has no XINFO yet. Its epoch is Redis' time, but more than any epoch that
+-- the caller or the hash knows of.
 local function open(key, hash, life, least)
   local info = pcall('XINFO', 'STREAM', key)
   if not info.err then
@@ -47,12 +49,15 @@ local function open(key, hash, life, least)
   local known = tonumber(pcall('HGET', hash, 'epoch') or 0) or 0
   local epoch = number(math.max(millis(), tonumber(least), known + 1))
   local first = epoch .. '-0'
-  local added = pcall('XADD', key, first, 'event', '') -- the first write: where memory is full, it is refused
+  -- Where memory is full, Redis refuses a script's first write, but none behind it. So in
+  -- append.lua, this comes before the writes to the hash.
+  local added = pcall('XADD', key, first, 'event', '')
   if type(added) ~= 'string' then return nil, added.err end
   pcall('XDEL', key, first)
   pcall('DEL', hash)
   pcall('HSET', hash, 'epoch', epoch)
-  if life == '0' or tonumber(life) > hour then life = hour end -- until there is an event
+  -- A log without an event lives an hour at most.
+  if life == '0' or tonumber(life) > hour then life = hour end
   pcall('PEXPIRE', key, life)
   pcall('PEXPIRE', hash, hour)
   return first

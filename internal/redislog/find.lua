@@ -1,10 +1,10 @@
--- Searches a log for an event, from the newest entry back, until so many entries or bytes.
+-- Searches a log for an event, from the newest entry back, up to a number of entries or bytes.
 --
 -- KEYS  [1] the log  [2] its hash
--- ARGV  [1] id of the event  [2] position to begin at, '+': the newest
---       [3] the most entries to look at  [4] the most bytes
+-- ARGV  [1] id of the event  [2] position to begin at; '+': the newest entry
+--       [3] the most entries to look at  [4] bytes of events after which to stop
 -- reply [1] position of the event, '' when it was not found
---       [2] position to go on from, '' when the log ended  [3] bytes that were looked at
+--       [2] the ARGV[2] to go on with, '' when there is no more  [3] bytes that were looked at
 local no = readonly(KEYS[2])
 if no then return no end
 local want, from, bytes = '{"id":"' .. ARGV[1] .. '"', ARGV[2], 0

@@ -1,3 +1,24 @@
+// Package redislog is the Redis side of all logs. A log is a Redis Stream with a hash beside it,
+// which has the log's epoch and its producers. Package commit appends, package feed reads, package
+// reader searches, and the bus probes the server and reads where logs end.
+//
+// An append takes effect once, however often it is sent: Kafka's idempotent producer. A producer
+// has a random id, numbers its calls, and has one on the wire at a time. The hash keeps the number
+// of its last call and the answer. A call whose reply is lost is repeated unchanged and gets that
+// answer. To publish, nothing is ever searched for, so a repeat costs no more than the first
+// attempt.
+//
+// An error that another attempt may mend wraps ErrUnavailable: Redis does not answer, or it says
+// that it is not ready. Every other error is lasting.
+//
+// The package starts no goroutines. Its one lock guards the epochs that a Log has seen; no other
+// lock is taken under it.
+//
+//	log.go     Log: keys, nodes, epochs, the search, the probe
+//	append.go  Call, Commit and Record: an append and its answer
+//	page.go    Request: reads of a log
+//	script.go  how scripts are called; which errors are temporary
+//	*.lua      one per job: append, read, find, probe; begin stands in front of the first three
 package redislog
 
 import (
@@ -14,7 +35,7 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Client is what the log needs of a go-redis client.
+// A Client is what a Log needs of a go-redis client.
 type Client interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner
@@ -32,29 +53,28 @@ type clusterClient interface {
 	ReloadState(ctx context.Context)
 }
 
-// A Log is the Redis side of all logs: it appends, reads and searches, and
-// knows nothing of who asks. It is safe for concurrent use.
+// A Log appends to all logs, reads and searches them. It is safe for concurrent use.
 type Log struct {
 	client    Client
 	prefix    string
 	retention func(kind string) (events int, age time.Duration)
-	// PerChannel says that logs of several channels cannot share a call,
-	// because a cluster keeps them in different slots.
+	// PerChannel says that the logs of several channels cannot share a call, because a cluster
+	// keeps them in different slots.
 	PerChannel bool
-	cluster    clusterClient // nil where there is none
+	cluster    clusterClient // nil outside a cluster
 	Sharded    bool          // SPUBLISH and SSUBSCRIBE take the place of PUBLISH and SUBSCRIBE
 
 	mu     sync.RWMutex     // guards following
 	epochs map[string]int64 // the last epoch that this process has seen, by channel
 }
 
-// New makes the Redis side. A log of a kind keeps so many events, 0 for all, for this time after its
-// last use, 0 for ever.
+// New makes a Log. retention says how many events the logs of a kind keep (0: all), and how long
+// they live after the last use (0: for ever).
 func New(client Client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *Log {
 	return &Log{client: client, prefix: prefix, Sharded: sharded, retention: retention, epochs: make(map[string]int64)}
 }
 
-// Reload says that the nodes of a cluster may have changed.
+// Reload makes the client of a cluster look for the nodes anew.
 func (l *Log) Reload(ctx context.Context) {
 	if l.cluster != nil {
 		l.cluster.ReloadState(ctx)
@@ -64,8 +84,8 @@ func (l *Log) Reload(ctx context.Context) {
 // maxEpochs bounds the epochs that are remembered.
 const maxEpochs = 16384
 
-// least is the least epoch of a log that begins now: a clock that has stepped back must not give one
-// that was there before.
+// least is the least epoch that a log may begin with now. A clock that has stepped back must not
+// give an epoch that was there before.
 func (l *Log) least(channel string) int64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -86,7 +106,7 @@ func (l *Log) saw(channel string, p position.Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !ok && len(l.epochs) >= maxEpochs {
-		for name := range l.epochs { // any one will do
+		for name := range l.epochs { // Any one may go.
 			delete(l.epochs, name)
 			break
 		}
@@ -96,11 +116,11 @@ func (l *Log) saw(channel string, p position.Position) {
 
 // master gives the node of a cluster that has a channel and its log.
 func (l *Log) master(ctx context.Context, name string) (*redis.Client, error) {
-	// Without a name, a random one would be given.
+	// Without a name, go-redis would pick a node at random.
 	return l.cluster.MasterForKey(ctx, cmp.Or(name, "eventbus"))
 }
 
-// Node is the address of the node that has a log, "" where there is but one or it is
+// Node is the address of the node that has a log. It is "" outside a cluster, and while the node is
 // not known.
 func (l *Log) Node(ctx context.Context, name string) string {
 	if l.cluster == nil {
@@ -113,8 +133,8 @@ func (l *Log) Node(ctx context.Context, name string) string {
 	return client.Options().Addr
 }
 
-// Carrier gives the node over whose connections a channel comes, and the client for
-// them. The messages of plain Pub/Sub come over any.
+// Carrier gives the node that the messages of a channel come from, and the client to listen with.
+// The node is "" outside a cluster, and with plain Pub/Sub, whose messages come from any node.
 func (l *Log) Carrier(ctx context.Context, name string) (node string, client Client, err error) {
 	if l.cluster == nil || !l.Sharded {
 		return "", l.client, nil
@@ -126,7 +146,7 @@ func (l *Log) Carrier(ctx context.Context, name string) (node string, client Cli
 	return master.Options().Addr, master, nil
 }
 
-// PubSub makes a Pub/Sub connection, as yet without channels.
+// PubSub makes a Pub/Sub connection that has no channels yet.
 func (l *Log) PubSub(ctx context.Context, client Client) *redis.PubSub {
 	if sharded, ok := client.(shardedClient); ok && l.Sharded {
 		return sharded.SSubscribe(ctx)
@@ -137,7 +157,7 @@ func (l *Log) PubSub(ctx context.Context, client Client) *redis.PubSub {
 // Name is the channel's name in Redis.
 func (l *Log) Name(channel string) string { return l.prefix + channel }
 
-// publish is the command that rings the doorbell.
+// publish is the command that brings a message to a channel.
 func (l *Log) publish() string {
 	if l.Sharded {
 		return "SPUBLISH"
@@ -155,7 +175,7 @@ func logKey(name string) string        { return "eventbus:log:{" + name + "}" }
 func producersKey(name string) string  { return "eventbus:producers:{" + name + "}" }
 func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + id }
 
-// replyError makes an error of what a command inside a script answered.
+// replyError makes a Go error of the error that a command in a script got.
 func replyError(reply string) error {
 	if temporaryReply(reply) {
 		return fmt.Errorf("%w: %s", ErrUnavailable, reply)
@@ -163,8 +183,8 @@ func replyError(reply string) error {
 	return errors.New(reply)
 }
 
-// unavailable marks temporary errors as such. A cluster may have another master by now,
-// which go-redis would find out within a minute if it were not told.
+// unavailable wraps a temporary error in ErrUnavailable. It also makes the client of a cluster look
+// for the nodes anew: there may be another master, and go-redis itself looks once a minute.
 func (l *Log) unavailable(err error) error {
 	err = WithoutArguments(err)
 	if err == nil || errors.Is(err, ErrUnavailable) || !temporary(err) {
@@ -174,13 +194,15 @@ func (l *Log) unavailable(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// A search for an event looks at so many entries and bytes, in steps that do not hold Redis up.
+// A search for an event ends after so many entries or bytes. Each step is a call that is too short
+// to hold Redis up.
 const (
 	findEntries, findBytes         = 10_000, 64 << 20
 	findStepEntries, findStepBytes = 200, 1 << 20
 )
 
-// Find searches a log from its newest entry back for the event with this id.
+// Find searches a log from its newest entry back for the event with this id, and reports whether it
+// was found.
 func (l *Log) Find(ctx context.Context, channel, id string) (position.Position, bool, error) {
 	name := l.Name(channel)
 	from, bytes := "+", int64(0)
@@ -205,14 +227,15 @@ func (l *Log) Find(ctx context.Context, channel, id string) (position.Position, 
 	return position.Position{}, false, nil
 }
 
-// commands are those that the bus needs.
+// commands are the ones that an ACL user needs for the bus.
 const commands = "EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, EXISTS, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, " +
 	"PEXPIRE, PERSIST, PTTL, TIME, DEL, PING, PUBLISH, SUBSCRIBE and UNSUBSCRIBE"
 
 //go:embed probe.lua
 var probeSource string
 
-// Probe tells, by trying, whether the server can do what the bus needs.
+// Probe reports, by trying, whether the server can do what the bus needs, and enters whether it is
+// a cluster. It takes no lock for that, so it must return before anything else is called.
 func (l *Log) Probe(ctx context.Context) error {
 	key := func(tag string) string { return "eventbus:probe:{" + l.prefix + tag + "}" }
 	s := newScript(probeSource)

@@ -14,14 +14,14 @@ import (
 // A Request asks for a page of one log.
 type Request struct {
 	Channel string
-	From    position.Position // itself included; zero: from the oldest entry
-	Count   int               // 0: the state alone
+	From    position.Position // first position that is read; zero: from the oldest entry
+	Count   int               // most entries; 0: only the state of the log
 }
 
-// pageBytes is where a page of events ends, however few they are.
+// pageBytes is how many bytes of events end a page. The first event does not count.
 const pageBytes = 256 << 10
 
-// script gives the call of read.lua.
+// script gives the keys and arguments for read.lua.
 func (l *Log) script(r Request) (keys []string, args []any) {
 	from := "-"
 	if r.From.Epoch > 0 {
@@ -33,7 +33,7 @@ func (l *Log) script(r Request) (keys []string, args []any) {
 		[]any{from, r.Count, pageBytes, age.Milliseconds(), l.least(r.Channel)}
 }
 
-// Read gives a page of a log. Where there is no log, it begins.
+// Read gives a page of a log. Where there is no log, Read begins one.
 func (l *Log) Read(ctx context.Context, r Request) (*position.Page, error) {
 	keys, args := l.script(r)
 	reply, err := readScript.run(ctx, l.client, keys, args...)
@@ -48,13 +48,13 @@ func (l *Log) ReadMany(ctx context.Context, requests []Request) ([]*position.Pag
 	for i, r := range requests {
 		keys, args := l.script(r)
 		cmds[i] = readScript.cmd(ctx, false, keys, args)
-		_ = pipe.Process(ctx, cmds[i]) // only queues
+		_ = pipe.Process(ctx, cmds[i]) // This only queues.
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, _ = pipe.Exec(ctx) // Each command has its own error.
 	for i, cmd := range cmds {
 		if isNoScript(cmd.Err()) {
-			// In a pipeline there is no falling back. The first EVAL loads the
-			// script, so those after it succeed at the first try.
+			// A pipeline cannot repeat a command with EVAL. The first Read does, and loads the
+			// script for the others.
 			pages[i], errs[i] = l.Read(ctx, requests[i])
 		} else {
 			pages[i], errs[i] = l.page(requests[i], cmd.Val(), cmd.Err())
@@ -63,7 +63,7 @@ func (l *Log) ReadMany(ctx context.Context, requests []Request) ([]*position.Pag
 	return pages, errs
 }
 
-// page makes a page of a reply.
+// page makes a page of a reply, and remembers the log's epoch.
 func (l *Log) page(r Request, reply any, err error) (*position.Page, error) {
 	var p *position.Page
 	if err = l.unavailable(err); err == nil {
@@ -116,7 +116,7 @@ func parsePositionOf(v any) (position.Position, error) {
 	return position.Parse(s)
 }
 
-// parseEntry reads an entry as XRANGE gives it. One without an event is not an error here: it is
+// parseEntry reads an entry as XRANGE gives it. An entry without an event is no error here: it is
 // skipped where events are decoded.
 func parseEntry(item any) (e position.LogEntry, err error) {
 	parts, _ := item.([]any)
@@ -140,7 +140,7 @@ func parseEntry(item any) (e position.LogEntry, err error) {
 	return e, nil
 }
 
-// eventID gives the id of an event as this bus writes it, nil for anything else: the
+// eventID gives the id of an event as this bus writes it, nil for anything else. It must find the
 // same as read.lua.
 func eventID(event []byte) []byte {
 	s, ok := bytes.CutPrefix(event, []byte(`{"id":"`))

@@ -1,5 +1,5 @@
 -- Tries what the bus needs, on keys that are gone at the end.
--- KEYS  [1] a log  [2] its hash  [3] any other: an error tells that this is a cluster
+-- KEYS  [1] a log  [2] its hash  [3] any other key: a cluster refuses it. Left out for a cluster.
 -- ARGV  [1] the command that publishes: PUBLISH or SPUBLISH
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('XADD', KEYS[1], '5-0', 'event', '')

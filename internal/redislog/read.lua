@@ -1,14 +1,14 @@
--- Reads a log from a position on, and begins it where there is none. A script, because it refuses to
--- run on a replica: clients that are set to read from replicas would send a plain read to a copy that
--- may lag and still look complete.
+-- Reads a log from a position on, and begins it where there is none. It is a script so that it can
+-- refuse to run on a replica. A client that is set to read from replicas would send a plain read to
+-- one, which may lag and still look complete.
 --
 -- KEYS  [1] the log  [2] its hash
 -- ARGV  [1] position to read from, itself included; '-': from the oldest entry
---       [2] the most entries to return  [3] bytes of events after which to stop; the first does not
---       count, so that a reader always gets on
+--       [2] the most entries to return  [3] bytes of events after which to stop. The first event
+--       does not count, so that a reader always gets on.
 --       [4] lifetime in ms (0: for ever)  [5] least epoch of a new log
 -- reply [1] position of the last append  [2] position of the oldest entry, '' when there is none
---       [3] id of the event at [1], '' when that is not an entry any more
+--       [3] id of the event at [1], '' when that entry is gone
 --       then lists of entries, as XRANGE gives them
 local no = readonly(KEYS[2])
 if no then return no end
@@ -17,7 +17,8 @@ local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
 if not last then return redis.error_reply(info) end
 if not info then return {last, '', ''} end
 
--- Whoever reads keeps the log alive; one without an event lives an hour.
+-- Reading keeps a log alive, one without an event for an hour. While three quarters of the life are
+-- left, nothing is written.
 if match(last, '%d+$') == '0' and (life == '0' or tonumber(life) > hour) then life = hour end
 local left = redis.call('PTTL', KEYS[1])
 if left >= 0 and (life == '0' or left < life * 3 / 4) then extend(KEYS[1], KEYS[2], life) end
@@ -27,10 +28,10 @@ for i = 1, #info, 2 do
   if info[i] == 'first-entry' then oldest = info[i + 1] end
   if info[i] == 'last-entry' then newest = info[i + 1] end
 end
--- miniredis does not tell the entries.
+-- The XINFO of miniredis does not have these two entries.
 oldest = oldest or redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 newest = newest or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
--- Only the newest epoch counts. Nobody who goes by these scripts adds another to a log.
+-- Only the newest epoch counts. These scripts never add a second one to a log.
 local epoch = match(last, '^%d+')
 local begin = epoch .. '-1'
 if oldest and (match(oldest[1], '^%d+') ~= epoch or match(oldest[1], '%d+$') == '0') then
@@ -42,7 +43,8 @@ local reply = {last, oldest and oldest[1] or '', id or ''}
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or match(from, '^%d+') ~= epoch or match(from, '%d+$') == '0' then from = begin end
 while count > 0 and bytes > 0 do
-  -- A short step, in case the next ones are large: what is read and not returned costs as much.
+  -- The step is short because the next entries may be large. An entry that is read and not returned
+  -- costs as much as one that is.
   local step = math.min(count, 16)
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', step)
   local n, more = #page, #page == step

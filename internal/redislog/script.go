@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	// ErrUnavailable is wrapped by errors that trying again may mend.
+	// ErrUnavailable is wrapped by errors that another attempt may mend.
 	ErrUnavailable = errors.New("eventbus: redis is not available")
 	// ErrUnsupported is wrapped by errors of the probe that only a change of the server can mend.
 	ErrUnsupported = errors.New("eventbus: redis cannot be used")
@@ -42,7 +42,7 @@ var (
 	findScript   = newScript(beginSource + findSource)
 )
 
-// cmd is EVALSHA, or EVAL with the whole text for a server that does not have it.
+// cmd is EVALSHA; with whole, EVAL with the whole text, for a server that does not have the script.
 func (s script) cmd(ctx context.Context, whole bool, keys []string, args []any) *redis.Cmd {
 	all := make([]any, 0, 3+len(keys)+len(args))
 	if whole {
@@ -58,7 +58,7 @@ func (s script) cmd(ctx context.Context, whole bool, keys []string, args []any) 
 	return cmd
 }
 
-// run calls the script; go-redis may repeat the call when a connection breaks.
+// run calls the script. go-redis may repeat the call when a connection breaks.
 func (s script) run(ctx context.Context, client Client, keys []string, args ...any) (any, error) {
 	cmd := s.cmd(ctx, false, keys, args)
 	err := client.Process(ctx, cmd)
@@ -69,26 +69,26 @@ func (s script) run(ctx context.Context, client Client, keys []string, args ...a
 	return cmd.Val(), err
 }
 
-// A onceCmd is a command that go-redis does not send again by itself: where the
-// reply was lost, only we may decide to repeat it, and must say that we do.
+// A onceCmd is a command that go-redis does not repeat. Where a reply is lost, the producer decides
+// about that, and has to know that the command may have run.
 type onceCmd struct{ *redis.Cmd }
 
 func (onceCmd) NoRetry() bool { return true }
 
-// A scriptCall is what a script is called with.
+// A scriptCall has the keys and arguments for a script.
 type scriptCall struct {
 	keys []string
 	args []any
 }
 
-// runOnce makes calls in one round trip, each at most once.
+// runOnce makes calls in one round trip. Each runs once at most.
 func (s script) runOnce(ctx context.Context, client Client, calls []scriptCall) []*redis.Cmd {
 	cmds := make([]*redis.Cmd, len(calls))
 	for _, whole := range []bool{false, true} {
 		var pending []onceCmd
 		for i, c := range calls {
 			if whole && !isNoScript(cmds[i].Err()) {
-				continue // it may have run
+				continue // The server has the script, or the call may have run.
 			}
 			cmds[i] = s.cmd(ctx, whole, c.keys, c.args)
 			pending = append(pending, onceCmd{cmds[i]})
@@ -98,9 +98,9 @@ func (s script) runOnce(ctx context.Context, client Client, calls []scriptCall) 
 		} else if len(pending) > 1 {
 			pipe := client.Pipeline()
 			for _, cmd := range pending {
-				_ = pipe.Process(ctx, cmd) // only queues
+				_ = pipe.Process(ctx, cmd) // This only queues.
 			}
-			_, _ = pipe.Exec(ctx) // each command has its own error
+			_, _ = pipe.Exec(ctx) // Each command has its own error.
 		}
 	}
 	return cmds
@@ -108,7 +108,7 @@ func (s script) runOnce(ctx context.Context, client Client, calls []scriptCall) 
 
 func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") }
 
-// A serverError is what a server has answered, as far as it may be shown.
+// A serverError is the part of a server's error that may be shown.
 type serverError string
 
 func (e serverError) Error() string { return string(e) }
@@ -116,8 +116,8 @@ func (e serverError) Error() string { return string(e) }
 // RedisError makes it a [redis.Error].
 func (serverError) RedisError() {}
 
-// WithoutArguments shortens the error of a server that does not know a command: it
-// repeats the arguments, which are the password if the command was AUTH.
+// WithoutArguments shortens the error of a server that does not know a command. Such an error
+// repeats the arguments: of AUTH, the password.
 func WithoutArguments(err error) error {
 	var server redis.Error
 	if !errors.As(err, &server) {
@@ -129,8 +129,8 @@ func WithoutArguments(err error) error {
 	return err
 }
 
-// temporary tells whether trying again may help: the server could not be
-// reached, did not answer, or says that it is not ready.
+// temporary reports whether another attempt may help: the server could not be reached, did not
+// answer, or says that it is not ready.
 func temporary(err error) bool {
 	var server redis.Error
 	if !errors.As(err, &server) {
@@ -139,6 +139,7 @@ func temporary(err error) bool {
 	return temporaryReply(server.Error())
 }
 
+// temporaryReply reports whether a server that answered this may be ready later.
 func temporaryReply(reply string) bool {
 	for _, prefix := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK", "NOREPLICAS", "OOM", "MISCONF"} {
 		if strings.HasPrefix(reply, prefix) {
@@ -148,12 +149,12 @@ func temporaryReply(reply string) bool {
 	return false
 }
 
-// movingReply reports whether a server refuses keys because the slot that they are in moves.
+// movingReply reports whether a server refuses keys because a cluster moves their slot.
 func movingReply(reply string) bool {
 	return strings.HasPrefix(reply, "TRYAGAIN") || strings.HasPrefix(reply, "ASK") || strings.HasPrefix(reply, "MOVED")
 }
 
-// neverSent tells whether a command certainly did not reach the server.
+// neverSent reports whether a command certainly did not reach the server.
 func neverSent(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrClosed) ||
