@@ -1,28 +1,32 @@
+SHELL = /bin/bash
+MODULES = . chaos bench
+GOTESTSUM = gotest.tools/gotestsum@v1.13.0
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= 30s
 FOR ?= 5m
 
-.PHONY: help test run bench bench-peers bench-growth fuzz chaos
+.PHONY: help test run bench bench-peers bench-growth fuzz chaos rooms
 
 help: ## lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-test: ## gets redis-server if need be, then checks and tests everything
+test: ## checks and tests everything, in about 6 minutes on two cores
+	@echo "make test: checks; quick tests; then all tests with -race, against real Redis servers."
+	@echo "It takes about 6 minutes on two cores. For the quick tests alone: go test -short ./..."
 	@scripts/install-redis
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
-	go mod tidy -diff
-	go vet ./...
-	go run $(STATICCHECK) ./...
-	go test -race -timeout 20m ./...
-	cd chaos && go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./... && go test -race -timeout 20m ./...
-	cd bench && go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./... && go test -race -timeout 20m ./...
+	@for module in $(MODULES); do (cd $$module && echo "checks: $$module" && \
+		go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./...) || exit 1; done
+	@go test -short ./... | { grep -v 'no test files' || true; }; test $${PIPESTATUS[0]} -eq 0
+	@for module in $(MODULES); do (cd $$module && go run $(GOTESTSUM) --format pkgname-and-test-fails \
+		--format-hide-empty-pkg -- -race -timeout 20m ./...) || exit 1; done
 
 run: ## the dashboard, on an embedded Redis
 	go run ./examples/dashboard
 
 bench: ## benchmarks beside their baselines, against a real Redis
 	@scripts/install-redis
-	go test -run '^$$' -bench . -timeout 10m .
+	go test -run '^$$' -bench . -timeout 10m . ./internal/... ./tests
 
 bench-peers: ## the bus beside what one would take instead, in a table
 	@scripts/install-redis
@@ -37,6 +41,9 @@ fuzz: ## each fuzz target for FUZZTIME (30s)
 		target=$${found#*:}; echo "$$target"; \
 		(cd "$${found%%:*}" && go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) .) || exit 1; \
 	done
+
+rooms: ## the packages, and what each of them imports
+	@scripts/rooms
 
 chaos: ## everything breaks for FOR (5m), with SEED; prints a ledger
 	@scripts/install-redis

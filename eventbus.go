@@ -83,7 +83,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 		return nil, fmt.Errorf("eventbus: new: the client is nil")
 	}
 	if _, ok := client.(*redis.Ring); ok {
-		return nil, fmt.Errorf("eventbus: new: %w: a Ring spreads keys over servers that know nothing of each other; give it a Client or ClusterClient", ErrUnsupported)
+		return nil, fmt.Errorf("eventbus: new: %w", redislog.Error(ErrUnsupported, errRing))
 	}
 	b := &Bus{
 		options: o,
@@ -112,7 +112,7 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	select {
 	case err = <-probed:
 	case <-time.After(checkTimeout + time.Second): // a command on the wire ignores the context
-		err = fmt.Errorf("%w: no answer within %s", ErrUnavailable, checkTimeout)
+		err = redislog.Error(ErrUnavailable, fmt.Errorf("no answer within %s", checkTimeout))
 	}
 	if err != nil {
 		b.cancel()
@@ -138,6 +138,8 @@ func (b *Bus) spawn(f func()) {
 	}
 	b.wg.Go(f)
 }
+
+var errRing = errors.New("a Ring spreads keys over servers that know nothing of each other; give New a Client or a ClusterClient")
 
 var errNotMade = errors.New("eventbus: the bus was not made by New")
 
@@ -326,7 +328,10 @@ func (b *Bus) Health() error {
 	if b.isDraining() {
 		return ErrClosed
 	}
-	return b.feed.Health()
+	if err := b.feed.Health(); err != nil {
+		return fmt.Errorf("eventbus: health: %w", err)
+	}
+	return nil
 }
 
 // counters are what Stats shows.

@@ -199,7 +199,7 @@ func (p *Publication) wait(ctx context.Context, c <-chan struct{}) error {
 
 // tooLate is the error of a publish whose time is over. It has the reason, if that is known.
 func (p *Publication) tooLate() error {
-	err := fmt.Errorf("%w: not published within %s", redislog.ErrUnavailable, p.commits.Timeout)
+	err := redislog.Error(redislog.ErrUnavailable, fmt.Errorf("not published within %s", p.commits.Timeout))
 	if p.commit != nil {
 		if last := p.commit.Failing.Load(); last != nil {
 			err = fmt.Errorf("%w: %w", err, *last)

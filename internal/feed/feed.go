@@ -256,13 +256,13 @@ func (f *Feed) Health() error {
 			if last := l.failing.Load(); last != nil {
 				err = *last
 			}
-			return fmt.Errorf("%w: nothing received for %s: %w", redislog.ErrUnavailable, silence.Round(time.Millisecond), err)
+			return redislog.Error(redislog.ErrUnavailable, fmt.Errorf("nothing received for %s: %w", silence.Round(time.Millisecond), err))
 		}
 	}
 	now := time.Now()
 	for name, u := range f.tails {
 		if stale := u.tail.Stale(now); stale > bound && u.readers > 0 {
-			return fmt.Errorf("%w: %s may be behind for %s", redislog.ErrUnavailable, name, stale.Round(time.Millisecond))
+			return redislog.Error(redislog.ErrUnavailable, fmt.Errorf("%s may be behind for %s", name, stale.Round(time.Millisecond)))
 		}
 	}
 	return nil

@@ -1,5 +1,8 @@
-// Package pace says when to act: a flag that wakes whoever waits, the pause before another attempt,
-// and how often a warning is logged. It has no goroutines of its own; everybody may call it.
+// Package pace says when to act: a Flag wakes a goroutine that waits, a Backoff gives the pause
+// before the next attempt, and a Warner limits how often a warning is logged.
+//
+// It starts no goroutines. Its only lock is the Warner's, and nothing is logged while that is held.
+// Every other package may call it.
 package pace
 
 import (
@@ -9,7 +12,7 @@ import (
 	"time"
 )
 
-// A Flag wakes a goroutine that receives from it. Set never blocks, and several of them wake it once.
+// A Flag wakes a goroutine that receives from it. Set never blocks, and several calls wake it once.
 type Flag chan struct{}
 
 // NewFlag makes a flag that is not set.
@@ -19,12 +22,13 @@ func NewFlag() Flag { return make(Flag, 1) }
 func (f Flag) Set() {
 	select {
 	case f <- struct{}{}:
-	default: // it is set
+	default: // it is set already
 	}
 }
 
-// A Backoff spaces attempts out: 25 ms at first, doubled each time up to 1 s. Each pause is up to
-// half shorter, at random, so that processes do not try in step. The zero Backoff is ready.
+// A Backoff gives the pauses between attempts: 25 ms at first, doubled each time up to 1 s. Each
+// pause is shorter by a random part, half of it at most, so that processes do not try in step. The
+// zero Backoff is ready.
 type Backoff struct{ attempts int }
 
 // After gives a channel that fires when the next attempt is due.
@@ -37,18 +41,18 @@ func (b *Backoff) Next() time.Duration {
 	return d - rand.N(d/2)
 }
 
-// A Warner logs each kind of warning at most once every ten seconds. It then says how many were left
-// out. It is safe for concurrent use.
+// A Warner logs each kind of warning at most once in ten seconds, with the number of warnings that
+// it left out before. It is safe for concurrent use.
 type Warner struct {
 	logger *slog.Logger
 
-	mu     sync.Mutex        // guards following
+	mu     sync.Mutex        // guards bursts
 	bursts map[string]*burst // by message
 }
 
 type burst struct {
-	last time.Time
-	more int
+	last time.Time // when the warning was logged
+	more int       // how many were left out since then
 }
 
 const burstPause = 10 * time.Second
@@ -58,7 +62,7 @@ func NewWarner(logger *slog.Logger) *Warner {
 	return &Warner{logger: logger, bursts: make(map[string]*burst)}
 }
 
-// Warn logs a message, one of a few that the code has, with the error of this time.
+// Warn logs a message with an error. The messages must be few: the Warner remembers each.
 func (w *Warner) Warn(message string, err error) {
 	w.mu.Lock()
 	b := w.bursts[message]

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// A Hole is what a gap has passed over: the stretch of a log behind one position, up to another. The
-// zero hole is none.
+// A Hole is what a gap has passed over in one channel: the events behind From, up to Upto. The zero
+// Hole is none.
 type Hole struct{ From, Upto Position }
 
 // Has reports whether the event at p is in the hole.
@@ -25,7 +25,7 @@ func (h Hole) Has(p Position) bool { return p.Beyond(h.From) && !p.Beyond(h.Upto
 //	  seq + 1               uvarint
 //	  epoch                 of the first channel a uvarint, then the zigzag
 //	                        varint of the difference to the one before
-//	for each channel that has one, where its subscription began (see once.go), and its hole:
+//	for each channel that has them: where it began (see reader/once.go), and its hole:
 //	  kind and channel  1   kind << 6 + its number, from 0
 //	  hereKind              no more: it began where it stands
 //	  beganKind             began: seq + 1 as a uvarint, and the difference of its
@@ -33,11 +33,12 @@ func (h Hole) Has(p Position) bool { return p.Beyond(h.From) && !p.Beyond(h.Upto
 //	  holeKind              upto as began, and from: seq + 1 as a uvarint, and the
 //	                        difference of its epoch to upto's as a varint
 //
-// The salt, 0 to 15, is the least with which the channels' hashes differ.
+// The salt is the smallest of 0 to 15 with which the hashes of the channels differ.
 //
-// Cursors of before say otherwise what a subscription has passed over: any number of times
-// oldHoleKind, as holeKind but the newest first, from 0-0 where it began, and with 2 bytes more where
-// the log went back. And there, seq + 1 = 0 says that there was no log.
+// Cursors of an earlier version have any number of holes for a channel, the newest first. Each is
+// written as oldHoleKind, in the form of holeKind, and has 2 more bytes where the log went back. A
+// hole from 0-0 says that the subscription began where the hole ends. In these cursors, seq + 1 = 0
+// says that there was no log.
 const (
 	cursorVersion   = 0xE0
 	MaxCursorLength = 4096 // characters; 40 channels with the longest numbers fit
@@ -52,11 +53,11 @@ const (
 type Entry struct {
 	hash  uint32
 	Pos   Position
-	Began Position // zero: it came there by a cursor, or that does not matter any more
+	Began Position // where the subscription began; zero if by a cursor, or if it no longer matters
 	Hole  Hole
 }
 
-// A Key encodes the cursors of a fixed list of channels. It is immutable.
+// A Key encodes cursors of a fixed list of channels. It never changes.
 type Key struct {
 	salt   byte
 	hashes []uint32
@@ -85,13 +86,13 @@ func channelHash(salt byte, name string) uint32 {
 	return (sum ^ sum>>16) & 0xFFFF
 }
 
-// Append encodes the cursor in which the i-th channel stands at position(i).
+// Append appends the cursor in which the i-th channel stands at position(i).
 func (k Key) Append(b []byte, position func(i int) Position) []byte {
 	var raw [256]byte
 	return base64.RawURLEncoding.AppendEncode(b, k.positions(raw[:0], position))
 }
 
-// AppendAll encodes the cursor of entries, with all that they say.
+// AppendAll appends the cursor of entries, with where the subscription began, and the holes.
 func (k Key) AppendAll(b []byte, entries []Entry) []byte {
 	var raw [256]byte
 	out := k.positions(raw[:0], func(i int) Position { return entries[i].Pos })
@@ -138,8 +139,7 @@ func (k Key) positions(out []byte, position func(i int) Position) []byte {
 // ErrCursor is the error for text that is no cursor.
 var ErrCursor = errors.New("eventbus: not a cursor")
 
-// A cursorReader takes numbers off the bytes of a cursor; the first that is not
-// there, or out of bounds, sets bad.
+// A cursorReader takes numbers from a cursor. One that is missing or out of bounds sets bad.
 type cursorReader struct {
 	b   []byte
 	bad bool
@@ -155,14 +155,15 @@ func (r *cursorReader) bytes(n int) []byte {
 	return taken
 }
 
-// seq reads a seq, epoch an epoch that is written as the difference to another.
+// seq reads the Seq of a position.
 func (r *cursorReader) seq() int64 {
 	v, n := binary.Uvarint(r.b)
 	r.bytes(max(n, 0))
 	r.bad = r.bad || n <= 0 || v > MaxSeq+1
-	return int64(v) - 1 // -1 in cursors of before
+	return int64(v) - 1 // can be -1 in cursors of an earlier version
 }
 
+// epoch reads an epoch that is written as its difference to base.
 func (r *cursorReader) epoch(base int64) int64 {
 	v, n := binary.Varint(r.b)
 	r.bytes(max(n, 0))
@@ -180,7 +181,7 @@ func (r *cursorReader) firstEpoch() int64 {
 
 // DecodeCursor reads the text of a cursor.
 func DecodeCursor(s string) ([]Entry, error) {
-	// The decoder of the standard library passes over line breaks.
+	// The decoder ignores line breaks, so one cursor would have many texts.
 	if len(s) > MaxCursorLength || strings.ContainsAny(s, "\r\n") {
 		return nil, ErrCursor
 	}
@@ -217,7 +218,7 @@ func DecodeCursor(s string) ([]Entry, error) {
 	}
 	for i := range entries {
 		e := &entries[i]
-		// Of a log that was not there, the next one is another.
+		// Where there was no log, any log is another one by now: 0 serves as well as -1.
 		for _, p := range []*Position{&e.Pos, &e.Began, &e.Hole.From, &e.Hole.Upto} {
 			p.Seq = max(p.Seq, 0)
 		}
@@ -225,7 +226,7 @@ func DecodeCursor(s string) ([]Entry, error) {
 	return entries, nil
 }
 
-// passed reads what a subscription has passed over in a channel.
+// passed reads where a subscription began in a channel, or its hole there.
 func (r *cursorReader) passed(e *Entry, kind byte) {
 	position := func(base Position) (p Position) {
 		p.Seq = r.seq()
@@ -257,7 +258,7 @@ func (r *cursorReader) passed(e *Entry, kind byte) {
 	}
 }
 
-// Entries gives what the text of a cursor says of each channel, nil where it says nothing.
+// Entries gives what a cursor says of each channel, by name in Redis; nil where it says nothing.
 func Entries(cursor string, names []string) ([]*Entry, error) {
 	found := make([]*Entry, len(names))
 	if cursor == "" {

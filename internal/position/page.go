@@ -3,41 +3,41 @@ package position
 // A Reason says why events are missing.
 type Reason string
 
-// The reasons of a gap, as a stream tells them.
+// The reasons of a gap, as clients read them in stream.gap.
 const (
-	Trimmed    Reason = "trimmed"
-	Lost       Reason = "lost"
-	Rewound    Reason = "rewound"
-	Unreadable Reason = "unknown"
-	Unlogged   Reason = "unlogged"
+	Trimmed    Reason = "trimmed"  // the log has dropped the entries
+	Lost       Reason = "lost"     // the log is another one
+	Rewound    Reason = "rewound"  // the log went back, or has another event there
+	Unreadable Reason = "unknown"  // the place is not known
+	Unlogged   Reason = "unlogged" // foreign events are missing, which no log has
 )
 
-// A Page is the state of a log, and some consecutive entries of it.
+// A Page is the state of a log when it was read, and some of its entries, in order.
 type Page struct {
-	Last    Position // of the last append
-	LastID  string   // of the event at last, "" if that is not known
-	First   Position // of the oldest entry; zero when there is none
-	Asked   Position // where the read began; zero: at the oldest entry
+	Last    Position // position of the last append
+	LastID  string   // id of the event at Last, "" if unknown
+	First   Position // position of the oldest entry; zero when there is none
+	Asked   Position // where the read began; zero means the oldest entry
 	Entries []LogEntry
 }
 
 type LogEntry struct {
 	Pos   Position
 	Event []byte
-	Also  string // where the event is in other logs, as in append.lua
+	Also  string // the entry's also
 }
 
-// Origin is the position right before the oldest entry.
+// Origin gives the position right before the oldest entry. In an empty log, that is the end.
 func (p *Page) Origin() Position {
-	if p.First.IsZero() { // there is none, any more or yet
+	if p.First.IsZero() {
 		return p.Last
 	}
 	return Position{Epoch: p.First.Epoch, Seq: p.First.Seq - 1}
 }
 
-// Resume decides how a reader at pos goes on in the log: from which position, and whether something
-// is missing before it ("" when not). The page's entries, if any, begin at or before pos. This is the
-// one place that decides what a gap is.
+// Resume decides how a reader at pos goes on in the log. It gives the position to go on from, and
+// the reason why something is missing before it, "" if nothing is. The entries, if there are any,
+// should begin at or before pos. This is the one place that decides what a gap is.
 func (p *Page) Resume(pos Position) (Position, Reason) {
 	switch {
 	case pos.IsZero():
@@ -58,23 +58,21 @@ func (p *Page) Resume(pos Position) (Position, Reason) {
 		case e.Pos.Seq == pos.Seq && !e.Pos.Same(pos):
 			return e.Pos, Rewound
 		case e.Pos.Seq > pos.Seq && !e.Pos.Follows(pos) && p.Asked.Seq <= pos.Seq:
-			// Somebody has deleted entries. (A page that begins behind pos, read
-			// for another reader, would not tell.)
+			// Somebody has deleted entries. A read that began behind pos would prove nothing.
 			return Position{Epoch: e.Pos.Epoch, Seq: e.Pos.Seq - 1}, Trimmed
 		case e.Pos.Seq > pos.Seq:
 			return pos, ""
 		}
 	}
 	if p.Asked.Epoch == pos.Epoch && p.Asked.Seq == pos.Seq && pos.Seq < p.Last.Seq {
-		// A page that begins at pos always has the entry behind it, if there is one:
-		// the newest ones were deleted.
+		// A page that begins at pos has the entry behind it, if there is one. There is none: the
+		// newest entries were deleted.
 		return p.Last, Trimmed
 	}
 	return pos, ""
 }
 
-// After gives the entries behind pos, up to the first hole; Resume has returned
-// pos.
+// After gives the entries behind pos, up to the first missing number. pos comes from Resume.
 func (p *Page) After(pos Position) []LogEntry {
 	for i := range p.Entries {
 		if p.Entries[i].Pos.Follows(pos) {

@@ -41,7 +41,7 @@ func TestPositionsOfOnePlace(t *testing.T) {
 	require.False(t, at(1, 3, 0).Beyond(at(2, 2, 0)))
 }
 
-// channelNames are the names of n channels, with the longest prefix anyone uses.
+// channelNames gives the names of n channels, with a prefix.
 func channelNames(n int) []string {
 	var names []string
 	for i := range n {
@@ -54,7 +54,7 @@ func encodeCursor(names []string, at []Position) string {
 	return string(NewKey(names).Append(nil, func(i int) Position { return at[i] }))
 }
 
-// positionsIn are the cursor's positions, and which of the channels it covers.
+// positionsIn gives the cursor's positions, and which of the channels it covers.
 func positionsIn(t testing.TB, c string, names []string) (at []Position, covered []bool) {
 	t.Helper()
 	entries, err := Entries(c, names)
@@ -94,8 +94,8 @@ func TestCursorKeepsThePositionOfEachChannel(t *testing.T) {
 	}
 }
 
-// A cursor from outside must not bring in what no log can have, nor be written
-// in two ways.
+// TestCursorOutOfBoundsIsRefused: a cursor from outside must not bring in what no log can have, and
+// has only one text.
 func TestCursorOutOfBoundsIsRefused(t *testing.T) {
 	most := Position{Epoch: MaxEpoch, Seq: MaxSeq}
 	for _, at := range [][]Position{
@@ -119,7 +119,7 @@ func TestCursorOutOfBoundsIsRefused(t *testing.T) {
 	respelt := 0
 	for seq := int64(1); seq < 1<<40; seq <<= 7 { // of every length
 		text := encodeCursor(channelNames(1), []Position{{Epoch: 1763868000000, Seq: seq}})
-		if len(text)%4 != 0 { // the last character has bits to spare, and they are 0
+		if len(text)%4 != 0 { // the spare bits of the last character are 0
 			_, err = DecodeCursor(text[:len(text)-1] + string(text[len(text)-1]+1))
 			require.Error(t, err)
 			respelt++
@@ -141,7 +141,7 @@ func TestCursorOfSixChannelsHasAtMost128Characters(t *testing.T) {
 	}
 }
 
-// A cursor that a bus writes must be one that it reads.
+// TestLongestCursorCanBeRead: a bus must be able to read every cursor that it writes.
 func TestLongestCursorCanBeRead(t *testing.T) {
 	var entries []Entry
 	for i := range int64(40) { // the most that WithMaxChannels takes
@@ -171,7 +171,7 @@ func TestCursorKeepsWhatWasPassedOver(t *testing.T) {
 	}
 }
 
-// TestCursorsOfBefore were written by an earlier version, of which browsers may still have some.
+// TestCursorsOfBefore: browsers may still have cursors that an earlier version has written.
 func TestCursorsOfBefore(t *testing.T) {
 	names := channelNames(2)
 	before := func(seq int64) Position { return Position{Epoch: 1763868000000, Seq: seq} }
@@ -179,14 +179,15 @@ func TestCursorsOfBefore(t *testing.T) {
 		text string
 		want []Entry
 	}{
-		// No more than where it stands.
+		// Positions alone.
 		{"4AJt6gABK4D-5vWqM25ZAAII6Ac", []Entry{{Pos: Position{1763868000000, 42, 1}}, {Pos: Position{1763868000500, 7, 2}}}},
-		// One began at 40, and passed from 40 to 41 and to 42. The other log went back from 9 to 7.
+		// One channel began at 40 and has two holes: 40 to 41, and 41 to 42. The other log went
+		// back from 9 to 7.
 		{"4AJt6gABK4D-5vWqM25ZAAII6AcAKwAqAAEIAAoAAAUAKgApAAApAAH_-83r1WY", []Entry{
 			{Pos: Position{1763868000000, 42, 1}, Began: before(40), Hole: Hole{before(40), before(42)}},
 			{Pos: Position{1763868000500, 7, 2}, Hole: Hole{Position{Epoch: 1763868000500, Seq: 9}, Position{Epoch: 1763868000500, Seq: 7}}},
 		}},
-		// Without a log at that time.
+		// There was no log.
 		{"4AFt6gAAAID-5vWqMw", []Entry{{Pos: Position{Epoch: 1763868000000}}}},
 	} {
 		entries, err := Entries(tc.text, names[:len(tc.want)])
@@ -199,7 +200,8 @@ func TestCursorsOfBefore(t *testing.T) {
 	}
 }
 
-// Of 10,000 names some share a hash: the salt must tell them apart.
+// TestSaltTellsChannelsWithOneHashApart: of so many names, some share a hash. The salt must make
+// their hashes differ.
 func TestSaltTellsChannelsWithOneHashApart(t *testing.T) {
 	byHash := map[uint32]string{}
 	for i := range 100_000 {
@@ -265,14 +267,13 @@ func FuzzDecodeCursor(f *testing.F) {
 	})
 }
 
-// testEpoch is of the log in the tests of resume.
+// testEpoch is the epoch of the log in the tests of Resume.
 const testEpoch = 100_000
 
-// at is behind the seq-th event of the log.
+// at gives the position behind the seq-th event of the log.
 func at(seq int64) Position { return Position{testEpoch, seq, uint16(1000 + seq)} }
 
-// pageOf is what a read finds in a log that has the events first to last, of which
-// it returns seqs.
+// pageOf makes the page of a log that has the events first to last. The page has those of seqs.
 func pageOf(first, last int64, seqs ...int64) *Page {
 	p := &Page{Last: at(last)}
 	if first > 0 {

@@ -1,5 +1,10 @@
-// Package rawjson walks JSON objects as they are written, without copies, and names what is wrong with
-// their fields. It has no state; everybody may call it.
+// Package rawjson walks JSON objects as they are written, without copies, and names what is wrong
+// with their fields.
+//
+// CheckObject and EachMember take any bytes. The functions that say so take only JSON that one of
+// them has checked. Faults collect what is wrong, field by field, for one error.
+//
+// The package has no state, no locks and no goroutines. Every other package may call it.
 package rawjson
 
 import (
@@ -34,10 +39,9 @@ func CheckObject(data []byte) error {
 	return nil
 }
 
-// EachMember calls visit for the members of a JSON object, in order; a repeated name is
-// visited again. Unlike encoding/json it takes names as they are written, not regardless
-// of case, and copies nothing: names and values are part of the object, but for names
-// with escapes. The error is that of CheckObject.
+// EachMember calls visit for the members of a JSON object, in order. It visits a repeated name
+// again. Unlike encoding/json, it does not ignore the case of names. Names and values share memory
+// with the object, except names with escapes. The error is that of CheckObject.
 func EachMember(object []byte, visit func(name, value []byte)) error {
 	if err := CheckObject(object); err != nil {
 		return err
@@ -63,7 +67,7 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// valueEnd gives where the value that begins at i ends, in valid JSON.
+// valueEnd gives where the value that begins at i ends. b is valid JSON.
 func valueEnd(b []byte, i int) int {
 	for depth := 0; ; {
 		switch b[i] {
@@ -88,31 +92,33 @@ func valueEnd(b []byte, i int) int {
 	}
 }
 
-// Unquote gives the text of a JSON string literal, as part of it where it has no escapes.
+// Unquote gives the text of a JSON string literal. Without escapes, the text shares memory with it.
+// The literal was checked.
 func Unquote(literal []byte) []byte {
 	if bytes.IndexByte(literal, '\\') < 0 {
 		return literal[1 : len(literal)-1]
 	}
 	var s string
-	_ = json.Unmarshal(literal, &s) // valid: it was checked
+	_ = json.Unmarshal(literal, &s) // it is valid
 	return []byte(s)
 }
 
-// OneLine returns JSON without line breaks: an SSE frame ends at one.
+// OneLine gives JSON without line breaks, because a field of an event stream ends at one. The value
+// was checked.
 func OneLine(value []byte) []byte {
 	if bytes.IndexByte(value, '\n') < 0 && bytes.IndexByte(value, '\r') < 0 {
 		return value
 	}
 	var b bytes.Buffer
-	_ = json.Compact(&b, value) // valid: it was checked
+	_ = json.Compact(&b, value) // it is valid
 	return b.Bytes()
 }
 
-// AppendString appends s as a JSON string; s is valid UTF-8.
+// AppendString appends s as a JSON string. s must be valid UTF-8.
 func AppendString(b []byte, s string) []byte {
 	for i := 0; i < len(s); i++ {
 		if s[i] < ' ' || s[i] == '"' || s[i] == '\\' || s[i] >= utf8.RuneSelf {
-			text, _ := Marshal(s) // a string always can be
+			text, _ := Marshal(s) // a string can always be written
 			return append(b, text...)
 		}
 	}
@@ -121,8 +127,8 @@ func AppendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// Marshal is json.Marshal without the escapes for HTML: the Python services
-// write none, and the bytes count against the limit of an event.
+// Marshal is json.Marshal without the escapes for HTML: the Python services write none, and the
+// bytes count against the limit of an event.
 func Marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -135,19 +141,19 @@ func Marshal(v any) ([]byte, error) {
 
 // A Fault is what is wrong with one field.
 type Fault struct {
-	Field   string // its path
-	Problem string // completes the sentence that the field begins
+	Field   string // the field's path
+	Problem string // the rest of a sentence that begins with Field
 }
 
 // Faults are what is wrong with an object.
 type Faults []Fault
 
-// Add says that something is wrong with a field.
+// Add adds the fault of a field.
 func (f *Faults) Add(field, format string, args ...any) {
 	*f = append(*f, Fault{field, fmt.Sprintf(format, args...)})
 }
 
-// Err is the faults as an error, nil where there are none.
+// Err gives the faults as an error, nil where there are none.
 func (f Faults) Err() error {
 	if len(f) == 0 {
 		return nil

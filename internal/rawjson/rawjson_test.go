@@ -20,7 +20,7 @@ func TestMembersAreFoundAsEncodingJSONFindsThem(t *testing.T) {
 	}
 }
 
-// FuzzEachMember holds EachMember against encoding/json.
+// FuzzEachMember compares EachMember with encoding/json.
 func FuzzEachMember(f *testing.F) {
 	for _, text := range []string{
 		"", " ", "null", "[]", "{", "{}", " { } ", `{"a":1,"b":[{}]}`, "{\"a\" : 1 ,\n\"b\":2}", `{"a":{"b":[1,"]"],"c":"}"}}`, `{"a\"":"\\","b":"\\\""}`, `{"a":-1.5e+10,"b":true}`, `{"a":1,"a":null}`, "{\"a\":\"\xff\"}",

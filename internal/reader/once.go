@@ -49,7 +49,7 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 	if e.Foreign {
 		return r.foreign.elsewhere(e.Event.ID, l)
 	}
-	for name, at := range notes(e.Also) {
+	for name, at := range places(e.Also) {
 		for _, m := range r.lanes {
 			if m == l || m.tail.Name != name || !m.delivers(at) {
 				continue
@@ -84,17 +84,17 @@ func (l *lane) pass(from, upto position.Position) {
 // lane has come to where its log ends now. A read that begins from now on finds that end. The next
 // read that a tail counts may be under way already, so it takes the one after that.
 func (r *Reader) passed() {
-	r.open = len(r.lanes) > 1
+	r.carries = len(r.lanes) > 1
 	for _, l := range r.lanes {
 		reads, _ := l.tail.LastRead()
 		l.endRead = reads + 2
 	}
 }
 
-// isOpen reports whether cursors still have to say where lanes began, and their holes. They do not
-// once every lane has come to its end. Then isOpen drops the holes.
-func (r *Reader) isOpen() bool {
-	if !r.open {
+// carriesHoles reports whether cursors still have to say where lanes began, and their holes. They do not
+// once every lane has come to its end. Then carriesHoles drops the holes.
+func (r *Reader) carriesHoles() bool {
+	if !r.carries {
 		return false
 	}
 	for _, l := range r.lanes {
@@ -105,19 +105,19 @@ func (r *Reader) isOpen() bool {
 			return true
 		}
 	}
-	r.open = false
+	r.carries = false
 	for _, l := range r.lanes {
 		l.hole = position.Hole{}
 	}
 	return false
 }
 
-// notes walks the places in an entry's "also": names of channels, and positions in their logs.
-func notes(also string) iter.Seq2[string, position.Position] {
+// places walks the places in an entry's "also": names of channels, and positions in their logs.
+func places(also string) iter.Seq2[string, position.Position] {
 	return func(yield func(string, position.Position) bool) {
-		for note := range strings.FieldsSeq(also) {
-			i := strings.LastIndexByte(note, '@') // the prefix of a channel can have an @, too
-			if pos, err := position.Parse(note[i+1:]); err == nil && i > 0 && !yield(note[:i], pos) {
+		for place := range strings.FieldsSeq(also) {
+			i := strings.LastIndexByte(place, '@') // the prefix of a channel can have an @, too
+			if pos, err := position.Parse(place[i+1:]); err == nil && i > 0 && !yield(place[:i], pos) {
 				return
 			}
 		}

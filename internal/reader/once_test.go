@@ -25,22 +25,22 @@ func TestWhatALaneDelivers(t *testing.T) {
 		name     string
 		began    position.Position
 		hole     position.Hole
-		noted    position.Position
+		named    position.Position
 		delivers bool
 	}{
-		{name: "resumed by a cursor", noted: at(2000, 5), delivers: true},
-		{name: "before it began", began: at(2000, 5), noted: at(2000, 5)},
-		{name: "in a log before it began", began: at(2000, 5), noted: at(1000, 9)},
-		{name: "behind where it began", began: at(2000, 5), noted: at(2000, 6), delivers: true},
-		{name: "before a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 3), delivers: true},
-		{name: "in a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 7)},
-		{name: "behind a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, noted: at(2000, 8), delivers: true},
-		{name: "in the gap of a log that is lost", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, noted: at(1000, 4)},
-		{name: "in a log in between", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, noted: at(1500, 1)},
-		{name: "given again, since the log went back", hole: position.Hole{From: at(2000, 7), Upto: at(2000, 3)}, noted: at(2000, 5), delivers: true},
+		{name: "resumed by a cursor", named: at(2000, 5), delivers: true},
+		{name: "before it began", began: at(2000, 5), named: at(2000, 5)},
+		{name: "in a log before it began", began: at(2000, 5), named: at(1000, 9)},
+		{name: "behind where it began", began: at(2000, 5), named: at(2000, 6), delivers: true},
+		{name: "before a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, named: at(2000, 3), delivers: true},
+		{name: "in a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, named: at(2000, 7)},
+		{name: "behind a gap", hole: position.Hole{From: at(2000, 3), Upto: at(2000, 7)}, named: at(2000, 8), delivers: true},
+		{name: "in the gap of a log that is lost", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, named: at(1000, 4)},
+		{name: "in a log in between", hole: position.Hole{From: at(1000, 3), Upto: at(2000, 0)}, named: at(1500, 1)},
+		{name: "given again, since the log went back", hole: position.Hole{From: at(2000, 7), Upto: at(2000, 3)}, named: at(2000, 5), delivers: true},
 	} {
 		l := lane{began: tc.began, hole: tc.hole}
-		require.Equal(t, tc.delivers, l.delivers(tc.noted), tc.name)
+		require.Equal(t, tc.delivers, l.delivers(tc.named), tc.name)
 	}
 }
 
@@ -71,9 +71,9 @@ func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	require.Equal(t, end, r.lanes[1].began)
 }
 
-func TestNotesAreReadWithAnyPrefix(t *testing.T) {
+func TestPlacesAreReadWithAnyPrefix(t *testing.T) {
 	var got []string
-	for name, at := range notes("a@b:project:p@5-1 nothing @5-2 x@ agent:a@6-7") {
+	for name, at := range places("a@b:project:p@5-1 nothing @5-2 x@ agent:a@6-7") {
 		got = append(got, name+" "+at.String())
 	}
 	require.Equal(t, []string{"a@b:project:p 5-1", "agent:a 6-7"}, got)

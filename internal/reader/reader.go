@@ -42,7 +42,7 @@ type Reader struct {
 	types   *typeFilter
 	key     position.Key
 	waiter  pace.Flag
-	open    bool   // cursors say where lanes began, and their holes: see once.go
+	carries bool   // cursors say where lanes began, and their holes: see once.go
 	foreign recent // the newest foreign events
 
 	alarm atomic.Bool           // set by ring
@@ -313,7 +313,7 @@ func (r *Reader) stands(at []position.Position) bool {
 
 // cursor gives the cursor of where the reader stands in all lanes.
 func (r *Reader) cursor() string {
-	if !r.isOpen() {
+	if !r.carriesHoles() {
 		return string(r.key.Append(nil, func(i int) position.Position { return r.lanes[i].place.Pos }))
 	}
 	entries := make([]position.Entry, len(r.lanes))

@@ -306,6 +306,6 @@ func (r *Record) settle(item string, n int64) {
 	}
 	r.Again = kind == "="
 	if kind == "~" {
-		r.Err = fmt.Errorf("the event is in the log, but its subscribers hear of it later: %w", errors.New(rest))
+		r.Err = fmt.Errorf("the event is in the log, but not all of its publish has run: %w", errors.New(rest))
 	}
 }

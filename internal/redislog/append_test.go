@@ -102,8 +102,8 @@ func TestCallsRunOnce(t *testing.T) {
 		}
 		require.Len(t, idsIn(client, p), 5)
 		require.Len(t, idsIn(client, a), 4)
-		note := p + "@" + first[2][0].Pos.String()
-		require.Equal(t, note, client.XRange(ctx, logKey(a), "-", "+").Val()[0].Values["also"])
+		place := p + "@" + first[2][0].Pos.String()
+		require.Equal(t, place, client.XRange(ctx, logKey(a), "-", "+").Val()[0].Values["also"])
 	})
 }
 
@@ -658,4 +658,19 @@ func TestEventIDs(t *testing.T) {
 	for _, other := range []string{"", "{}", `{"type":"x"}`, `["id"]`, `{"id":`, `{"id":7}`} {
 		require.Empty(t, eventID([]byte(other)), other)
 	}
+}
+
+// TestAFullMemoryBeginsNoLog: Redis is not filled up by those that only listen.
+func TestAFullMemoryBeginsNoLog(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	ctx, l := context.Background(), newTestLog(client)
+	old, err := l.Read(ctx, Request{Channel: "project:old"})
+	require.NoError(t, err)
+	require.NoError(t, client.ConfigSet(ctx, "maxmemory", "1").Err())
+	_, err = l.Read(ctx, Request{Channel: "project:new"})
+	require.ErrorIs(t, err, ErrUnavailable)
+	require.Zero(t, client.Exists(ctx, logKey("project:new")).Val())
+	again, err := l.Read(ctx, Request{Channel: "project:old"})
+	require.NoError(t, err)
+	require.Equal(t, old.Last, again.Last)
 }

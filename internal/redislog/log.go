@@ -178,7 +178,7 @@ func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + 
 // replyError makes a Go error of the error that a command in a script got.
 func replyError(reply string) error {
 	if temporaryReply(reply) {
-		return fmt.Errorf("%w: %s", ErrUnavailable, reply)
+		return Error(ErrUnavailable, errors.New(reply))
 	}
 	return errors.New(reply)
 }
@@ -191,7 +191,7 @@ func (l *Log) unavailable(err error) error {
 		return err
 	}
 	l.Reload(context.Background())
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	return Error(ErrUnavailable, err)
 }
 
 // A search for an event ends after so many entries or bytes. Each step is a call that is too short
@@ -246,7 +246,7 @@ func (l *Log) Probe(ctx context.Context) error {
 		_, err = s.run(ctx, l.client, []string{key("a"), key("a") + "h"}, l.publish())
 	}
 	if _, ok := l.client.(shardedClient); err == nil && l.Sharded && (!ok || l.PerChannel && l.cluster == nil) {
-		return fmt.Errorf("%w: sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState", ErrUnsupported)
+		return Error(ErrUnsupported, errors.New("sharded Pub/Sub needs a client with SSubscribe and, for a cluster, MasterForKey and ReloadState"))
 	}
 	if err == nil {
 		return nil
@@ -254,7 +254,7 @@ func (l *Log) Probe(ctx context.Context) error {
 	err = WithoutArguments(err)
 	var server redis.Error
 	if !errors.As(err, &server) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return Error(ErrUnavailable, err)
 	}
 	advice := ""
 	switch text := err.Error(); {
@@ -262,12 +262,12 @@ func (l *Log) Probe(ctx context.Context) error {
 		advice = "the client sends writes to a replica; give it the master (no ReplicaOnly)"
 	case strings.Contains(text, "NOPERM"), strings.Contains(text, "can't run this command"):
 		advice = "the ACL user needs " + commands + " (sharded: SPUBLISH, SSUBSCRIBE and SUNSUBSCRIBE), on keys eventbus:* and on the channels"
-	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "position.Unknown redis command"), strings.Contains(text, "position.Unknown command"):
+	case strings.Contains(text, "Invalid stream ID"), strings.Contains(text, "wrong number of arguments"), strings.Contains(strings.ToLower(text), "unknown redis command"), strings.Contains(text, "unknown command"):
 		advice = "Redis 7.0 or later is needed, for XADD with <ms>-*"
 	case temporaryReply(text):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return Error(ErrUnavailable, err)
 	default:
-		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		return Error(ErrUnsupported, err)
 	}
-	return fmt.Errorf("%w: %s (%w)", ErrUnsupported, advice, err)
+	return Error(ErrUnsupported, fmt.Errorf("%s (%w)", advice, err))
 }

@@ -10,12 +10,13 @@
 -- reply [1] position of the last append  [2] position of the oldest entry, '' when there is none
 --       [3] id of the event at [1], '' when that entry is gone
 --       then lists of entries, as XRANGE gives them
-local no = readonly(KEYS[2])
-if no then return no end
 local life = ARGV[4]
+-- To begin a log is the first write, so that Redis refuses it where memory is full.
 local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
 if not last then return redis.error_reply(info) end
 if not info then return {last, '', ''} end
+local no = readonly(KEYS[2])
+if no then return no end
 
 -- Reading keeps a log alive, one without an event for an hour. While three quarters of the life are
 -- left, nothing is written.

@@ -19,6 +19,18 @@ var (
 	ErrUnsupported = errors.New("eventbus: redis cannot be used")
 )
 
+// Error makes an error of a kind, ErrUnavailable or ErrUnsupported, with a cause. Its text leaves the
+// prefix of the kind to the error that a caller of the API gets.
+func Error(kind, cause error) error { return kindError{kind, cause} }
+
+type kindError struct{ kind, cause error }
+
+func (e kindError) Error() string {
+	return strings.TrimPrefix(e.kind.Error(), "eventbus: ") + ": " + e.cause.Error()
+}
+
+func (e kindError) Unwrap() []error { return []error{e.kind, e.cause} }
+
 // A script is Lua that Redis keeps under the SHA-1 of its text.
 type script struct{ source, sha string }
 

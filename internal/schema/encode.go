@@ -13,7 +13,8 @@ import (
 	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// Encode gives the JSON of a payload, every field present.
+// Encode gives the JSON of a payload. It leaves out a zero value only where the json tag says
+// omitempty or omitzero.
 func (s *Schema) Encode(v reflect.Value) (raw json.RawMessage, p rawjson.Faults) {
 	if s.custom || len(s.fields) == 0 {
 		return s.encodeWhole(v)
@@ -45,7 +46,7 @@ func (s *Schema) Encode(v reflect.Value) (raw json.RawMessage, p rawjson.Faults)
 	return append(b, '}'), p
 }
 
-// value gives what the field's value means on the wire.
+// value gives what is written for a field: a nil slice or map is empty, a nil pointer the default.
 func (f *field) value(v reflect.Value) any {
 	switch {
 	case v.Kind() == reflect.Slice && v.IsNil():
@@ -58,7 +59,7 @@ func (f *field) value(v reflect.Value) any {
 	return v.Interface()
 }
 
-// encodeWhole writes a map, or a type that has its own way to JSON.
+// encodeWhole writes a map, a struct without fields, or a type that has its own MarshalJSON.
 func (s *Schema) encodeWhole(v reflect.Value) (raw json.RawMessage, p rawjson.Faults) {
 	checkValue(v, "payload", 0, p.Add)
 	if len(p) > 0 {
@@ -78,14 +79,13 @@ func (s *Schema) encodeWhole(v reflect.Value) (raw json.RawMessage, p rawjson.Fa
 	return raw, p
 }
 
-// maxDepth is how deep a payload's values may nest; a value that holds itself
-// ends here instead of in a stack overflow.
+// maxDepth is how deep a payload's values may nest. A value that contains itself is an error here,
+// and no stack overflow.
 const maxDepth = 1000
 
-// checkValue reports what JSON cannot carry: NaN, infinities and text that is
-// not UTF-8, which encoding/json would replace without a word. It is false when
-// the value nests too deep: then the search has ended there, for a value that
-// holds itself twice has more paths than there is time.
+// checkValue reports what JSON cannot carry: NaN, infinities, raw JSON that is not valid, and text
+// that is not UTF-8, which encoding/json would replace. It returns false when the value nests too
+// deep. The search then ends: in a value that contains itself twice, it would take for ever.
 func checkValue(v reflect.Value, path string, depth int, report func(path, format string, args ...any)) bool {
 	if depth > maxDepth {
 		report(path, "nests deeper than %d", maxDepth)
@@ -130,7 +130,7 @@ func checkValue(v reflect.Value, path string, depth int, report func(path, forma
 		for _, f := range jsonFields(v.Type()) {
 			field, err := v.FieldByIndexErr(f.Index)
 			if err != nil {
-				continue // behind an embedded nil pointer, so not written
+				continue // it is behind an embedded nil pointer: encoding/json does not write it
 			}
 			if !checkValue(field, path+"."+f.json, depth+1, report) {
 				return false

@@ -1,6 +1,14 @@
-// Package schema knows payload structs by reflection: which fields they have, which must be there, and
-// what absence means. It checks, reads and writes payloads by that, and keeps the registry of event
-// types. Safe for concurrent use; it has no goroutines.
+// Package schema knows payload structs by reflection: which fields a payload has, which of them are
+// required, and what a missing field means.
+//
+// It checks, reads and writes payloads by that, and has the registry of event types. Package
+// eventbus calls it. Its errors name the field, but no value of a payload.
+//
+// It is safe for concurrent use. The registry has a lock, which is never held together with
+// another. It starts no goroutines.
+//
+//	schema.go  the registry, the schema of a type, checking and reading a payload
+//	encode.go  writing a payload, and what JSON cannot carry
 package schema
 
 import (
@@ -17,11 +25,10 @@ import (
 	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// A Schema is what is known of a payload type: which fields it has, which
-// of them must be there, and what absence means. It is read off the Go type once.
+// A Schema is what is known of a payload type. It is made from the Go type once.
 type Schema struct {
 	typ    reflect.Type
-	fields []field // none when the payload takes any object
+	fields []field // none when the payload can be any object
 	custom bool    // the type has its own MarshalJSON
 }
 
@@ -32,7 +39,7 @@ type field struct {
 	required bool
 	nullable bool    // null is a value
 	omitZero bool    // the json tag says omitempty or omitzero
-	fallback *string // what nil and absence mean
+	fallback *string // the value that nil and a missing field mean
 }
 
 var (
@@ -46,7 +53,7 @@ var (
 	marshalerType = reflect.TypeFor[json.Marshaler]()
 )
 
-// Register makes a type of events known, whose payloads are t.
+// Register makes an event type known, with payloads of type t. A second Go type for it is an error.
 func Register(name string, t reflect.Type) error {
 	s, err := Of(t)
 	if err != nil {
@@ -61,7 +68,7 @@ func Register(name string, t reflect.Type) error {
 	return nil
 }
 
-// Registered gives the schema of a type of events.
+// Registered gives the schema of an event type.
 func Registered(name string) (*Schema, bool) {
 	registry.RLock()
 	defer registry.RUnlock()
@@ -120,13 +127,13 @@ func Of(t reflect.Type) (*Schema, error) {
 
 // A jsonField is a field of a struct that encoding/json writes.
 type jsonField struct {
-	reflect.StructField        // its Index is that from the outermost struct
-	json                string // its name there
-	promoted            bool   // from an embedded struct
+	reflect.StructField        // its Index counts from the outermost struct
+	json                string // its name in JSON
+	promoted            bool   // it comes from an embedded struct
 }
 
-// jsonFields lists what encoding/json writes of a struct, in its order; of one
-// name, the least deep. outer are the structs that t is embedded in.
+// jsonFields lists the fields of a struct that encoding/json writes, in its order. Of fields with
+// one name it lists the least deep. outer are the structs that t is embedded in.
 func jsonFields(t reflect.Type, outer ...reflect.Type) []jsonField {
 	var fields []jsonField
 	for i := range t.NumField() {
@@ -141,7 +148,7 @@ func jsonFields(t reflect.Type, outer ...reflect.Type) []jsonField {
 		}
 		if f.Anonymous && name == "" && embedded.Kind() == reflect.Struct {
 			if embedded == t || slices.Contains(outer, embedded) {
-				continue // what it has is there already, less deep
+				continue // its fields are listed already, less deep
 			}
 			for _, inner := range jsonFields(embedded, append(outer, t)...) {
 				inner.Index = append([]int{i}, inner.Index...)
@@ -160,7 +167,7 @@ func jsonFields(t reflect.Type, outer ...reflect.Type) []jsonField {
 	})
 }
 
-// throughPointer tells whether the way to a field leads through a pointer.
+// throughPointer reports whether the way to a field leads through a pointer.
 func throughPointer(t reflect.Type, index []int) bool {
 	for _, i := range index[:len(index)-1] {
 		if t = t.Field(i).Type; t.Kind() == reflect.Pointer {
@@ -170,7 +177,7 @@ func throughPointer(t reflect.Type, index []int) bool {
 	return false
 }
 
-// Check tells what is wrong with a payload.
+// Check gives what is wrong with a payload.
 func (s *Schema) Check(raw []byte) rawjson.Faults {
 	if len(raw) == 0 {
 		raw = []byte("{}")
@@ -178,7 +185,7 @@ func (s *Schema) Check(raw []byte) rawjson.Faults {
 	return s.Decode(raw, reflect.Value{})
 }
 
-// Decode fills a payload from JSON; without one, it only checks.
+// Decode fills into from JSON. With the zero Value for into, it only checks.
 func (s *Schema) Decode(raw []byte, into reflect.Value) rawjson.Faults {
 	if s.custom || len(s.fields) == 0 {
 		if err := rawjson.CheckObject(raw); err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// The state of a tail says what is known of its ring. A whole tail takes what comes on the channel;
-// any other holds that back until it was filled.
+// The state of a tail says what is known of its ring. A whole tail adds what comes on the channel.
+// Any other tail holds it back until a fill.
 //
 //	unread ──fill──► whole ◄──fill── behind
 //	                 │  │              ▲ │
@@ -20,23 +20,23 @@ import (
 //	                         │    the connection broke, or began
 //	                         └──fill──► whole
 //
-// While nobody listens to the channel, a fill leads to behind.
+// While Redis has not confirmed that the channel is listened to, a fill leads to behind.
 type state int
 
 const (
-	unread state = iota // where the log ends is not known
-	cut                 // other events may be in the log than in the ring: another server may have it
-	behind              // what is in the ring is in the log; more may be there
+	unread state = iota // the end of the log is not known
+	cut                 // the log may have other events than the ring, on another server
+	behind              // the log has what is in the ring, and may have more
 	whole               // the ring has everything up to the end of the log
 )
 
-// Offer takes what came on the channel. The answer is false when it does not follow what the tail
-// has: then the tail wants to be filled.
+// Offer takes an event that came on the channel. It returns false when the event does not follow
+// what the tail has: then the tail needs a fill.
 func (t *Tail) Offer(a wire.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.Position.IsZero() {
-		if t.state != unread { // before that there is nobody to hear it
+		if t.state != unread { // an unread tail has no readers yet
 			t.addLocked(a, "")
 			t.wakeLocked()
 		}
@@ -47,7 +47,7 @@ func (t *Tail) Offer(a wire.Event) bool {
 	switch {
 	case t.state != whole:
 		t.holdLocked(a)
-		return true // a fill is under way already
+		return true // a fill is due already
 	case t.followsLocked(a):
 		t.addLocked(a, a.Also)
 		t.wakeLocked()
@@ -55,21 +55,22 @@ func (t *Tail) Offer(a wire.Event) bool {
 	case t.hasLocked(a.Position):
 		return true
 	case a.Position.Epoch == t.last.Epoch && a.Position.Seq > t.last.Seq+1:
-		t.toLocked(behind) // some are missing in between
+		t.toLocked(behind) // events in between are missing
 	default:
-		t.toLocked(cut) // a number was given twice, or the log is another
+		t.toLocked(cut) // a number was given twice, or the log is another one
 	}
 	t.holdLocked(a)
 	return false
 }
 
-// followsLocked reports whether an wire.Event is the next event of the log. The number alone does not
-// say so: a master that lacked the newest events may have given theirs again, unheard.
+// followsLocked reports whether an event is the next one of the log. The number alone does not
+// prove it: after a failover, a master that lacked the newest events may have given their numbers
+// again, and this process has not heard it. Prev shows that.
 func (t *Tail) followsLocked(a wire.Event) bool {
 	return a.Position.Follows(t.last) && (a.Prev == "" || t.lastID == "" || strings.HasSuffix(t.lastID, a.Prev))
 }
 
-// toLocked changes the state.
+// toLocked changes the state. It sets since when the tail stops being whole.
 func (t *Tail) toLocked(s state) {
 	if t.state == whole && s != whole {
 		t.since = time.Now()
@@ -77,7 +78,7 @@ func (t *Tail) toLocked(s state) {
 	t.state = s
 }
 
-// Question says that the connection broke, or begins here.
+// Question puts the ring in doubt: the connection broke, or a new one begins here.
 func (t *Tail) Question() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -85,15 +86,15 @@ func (t *Tail) Question() {
 		t.toLocked(cut)
 	}
 	t.finds = 0
-	t.held, t.heldBytes, t.overflow = nil, 0, false // a fill will read what of it there is
+	t.held, t.heldBytes, t.overflow = nil, 0, false // a fill finds what the log has of it
 	t.pages.clear()
 }
 
-// deafAfter is how many finds in a row mean that the channel does not bring what is published: less
-// can be on its way.
+// deafAfter is how many finds show that the channel does not bring what is published. After fewer,
+// the messages may still be on their way.
 const deafAfter = 3
 
-// Deaf reports whether the channel does not bring what is in the log, though somebody listens.
+// Deaf reports whether the channel does not bring what is in the log, though it is listened to.
 func (t *Tail) Deaf() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,12 +112,12 @@ func (t *Tail) holdLocked(a wire.Event) {
 
 // A Request asks for a page of the log.
 type Request struct {
-	From  position.Position // itself included; zero: from the oldest entry
-	Count int               // entries; 0: the state of the log alone
+	From  position.Position // the first entry to read; zero means the oldest
+	Count int               // the most entries to read; 0 reads the state of the log alone
 }
 
-// Want is what a fill should read: the page behind the tail's end, or for a new
-// tail only where the log ends.
+// Want gives what a fill is to read: the page that begins at the tail's end, or for an unread tail
+// only where the log ends.
 func (t *Tail) Want() Request {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -137,9 +138,9 @@ func (t *Tail) Unfilled() {
 	}
 }
 
-// Fill takes a page that was read as want had asked for it. While connected says
-// that the channel is listened to, a fill that leaves no hole makes the tail whole.
-// It is false when another fill is needed.
+// Fill takes the page that was read as Want asked. connected says that the channel was listened to
+// before the read began, and ever since: then the tail is whole, unless something is still missing.
+// Fill reports whether it is.
 func (t *Tail) Fill(asked Request, page *position.Page, connected bool) bool {
 	t.mu.Lock()
 	bad := t.fillLocked(asked, page, connected)
@@ -151,7 +152,7 @@ func (t *Tail) Fill(asked Request, page *position.Page, connected bool) bool {
 	return filled
 }
 
-// fillLocked is fill. It gives back what could not be read.
+// fillLocked is Fill under the lock. It gives an error for each entry or event that is left out.
 func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (bad []error) {
 	t.failing = time.Time{}
 	t.reads, t.top = t.reads+1, page.Last
@@ -166,7 +167,7 @@ func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (b
 		t.last, t.lastID = page.Last, page.LastID
 		close(t.Opened)
 	case asked.From != t.last:
-		return nil // the tail has moved on since: the page is out of date
+		return nil // the tail has moved on: the page is out of date
 	default:
 		bad = t.takeLocked(page)
 	}
@@ -186,10 +187,11 @@ func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (b
 	return bad
 }
 
+// ErrElsewhere is what onBad gets for a message that the log does not have.
 var ErrElsewhere = errors.New("the event claims a position that is not of this channel's log")
 
-// releaseLocked adds what was held back. It reports whether nothing is missing, and gives back what
-// does not belong here.
+// releaseLocked adds the held events. It reports whether nothing is missing, and gives an error for
+// each event that does not belong here.
 func (t *Tail) releaseLocked() (complete bool, bad []error) {
 	held, asked := t.held, t.asked
 	complete = !t.overflow
@@ -199,19 +201,20 @@ func (t *Tail) releaseLocked() (complete bool, bad []error) {
 		case t.followsLocked(a):
 			t.addLocked(a, a.Also)
 		case a.Position.Epoch == t.last.Epoch && a.Position.Seq <= t.last.Seq:
-			// The log had it.
+			// The tail has it from the log.
 		case i >= asked:
-			t.holdLocked(a) // the log may have it by now
+			t.holdLocked(a) // it came after the read began: the next read may find it
 			complete = false
 		default:
-			bad = append(bad, ErrElsewhere) // or the log has lost it, and it is in the gap
+			bad = append(bad, ErrElsewhere) // where the log has lost it, readers get a gap
 		}
 	}
 	return complete, bad
 }
 
-// takeLocked appends what the page has behind the tail's end, and gives back what could not be
-// read. Where something is missing there, or more than a page, the tail starts anew at the log's end.
+// takeLocked adds the entries of the page that follow the tail's end, and gives an error for each
+// that is no event. Where entries are missing, or the page does not reach the log's end, the tail
+// starts anew at that end.
 func (t *Tail) takeLocked(page *position.Page) (bad []error) {
 	start, gap := page.Resume(t.last)
 	entries := page.After(start)
@@ -231,14 +234,14 @@ func (t *Tail) takeLocked(page *position.Page) (bad []error) {
 	return bad
 }
 
-// LastRead is how often the log was read, and where it ended then.
+// LastRead gives the number of fills so far, and where the log ended at the last one.
 func (t *Tail) LastRead() (int, position.Position) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.reads, t.top
 }
 
-// Stale is for how long the tail may have been behind its log, 0 when it is not.
+// Stale gives for how long the tail may have been behind its log, 0 when it is not.
 func (t *Tail) Stale(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()

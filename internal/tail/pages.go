@@ -11,45 +11,44 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// The pages of a tail are older entries of its channel, read from the log for
-// readers that are further behind than the ring reaches. They are shared: many
-// readers that come back at once cost one read for each page, not one each.
-// A page is bounded in events and bytes.
+// The pages of a tail are older entries, read from the log for readers that the ring does not reach
+// back to. Readers share them: when many come back at once, each page is read once. Pages begin on
+// a grid, so that readers at different places want the same ones. Events and bytes bound a page.
 type pages struct {
-	read  func(r Request, done func(*position.Page, error)) // begins a read, on a goroutine of the bus
+	read  func(r Request, done func(*position.Page, error)) // starts a read on another goroutine
 	taken *atomic.Int64                                     // bytes of all pages of the bus
 
-	mu      sync.Mutex                    // guards following
-	kept    []*page                       // the one used last at the end
-	flights map[position.Position]*flight // reads that are under way, by where the page begins
-	started uint64                        // how many were begun
+	mu      sync.Mutex                    // guards the fields below
+	kept    []*page                       // the page that was used last is at the end
+	flights map[position.Position]*flight // reads under way, by the position where the page begins
+	started uint64                        // number of reads begun so far
 }
 
 // A page is what one read of a log gave.
 type page struct {
 	*position.Page
-	segment *segment // entries that follow one another without holes
+	segment *segment // the page's entries, up to the first missing number
 	used    time.Time
 }
 
-// A flight is a read of the log that any number of readers wait for.
+// A flight is one read of the log. Any number of readers wait for it.
 type flight struct {
 	number uint64
-	done   chan struct{} // closed when the following are set
+	done   chan struct{} // closed when page and err are set
 	page   *page
 	err    error
 }
 
 const (
 	pageEvents = 256              // events in a page, and the grid on which pages begin
-	pagesBytes = 32 << 20         // bound on all pages of a bus
-	mostFrames = 1 << 30          // bytes in a page: offsets have 31 bits
-	pageUnused = 30 * time.Second // after that a page is dropped
+	pagesBytes = 32 << 20         // bound on the bytes of all pages of a bus
+	mostFrames = 1 << 30          // bytes of frames after which a page ends: offsets have 31 bits
+	pageUnused = 30 * time.Second // a page that was not used for so long is dropped
 )
 
-// After gives entries that follow pos; or the gap that a reader at pos has to be
-// told of, with the position that it goes on from; or neither, when pos is where
-// the log ends.
+// After gives entries that follow pos. Where some are missing, it gives the reason of the gap
+// instead, and the position from which the reader goes on. With neither, the reader goes on from
+// the returned position: the log ends at pos, or pos is zero.
 func (t *Tail) After(ctx context.Context, pos position.Position) (View, position.Position, position.Reason, error) {
 	from := gridded(pos)
 	arrived := t.pages.begun()
@@ -58,7 +57,7 @@ func (t *Tail) After(ctx context.Context, pos position.Position) (View, position
 		if ok {
 			return v, pos, "", nil
 		}
-		if ends { // for its bytes, or the log ended there
+		if ends { // a page was full there, or the log ended there
 			from = pos
 		}
 		f := t.pages.join(t, from)
@@ -74,17 +73,17 @@ func (t *Tail) After(ctx context.Context, pos position.Position) (View, position
 			return v, pos, "", nil
 		}
 		if f.number <= arrived {
-			continue // the read is older than the question
+			continue // the read began before the question: the log may have gone on
 		}
 		start, gap := f.page.Resume(pos)
 		if gap != "" || start != pos || pos.Same(f.page.Last) {
 			return View{}, start, gap, nil
 		}
-		from = pos // the page ended for its bytes, before it came to pos
+		from = pos // the page was full before it came to pos
 	}
 }
 
-// LogEnd asks where the log ends now, until there is an answer.
+// LogEnd asks where the log ends now, again and again until there is an answer.
 func (t *Tail) LogEnd(ctx context.Context) (position.Position, error) {
 	var retry pace.Backoff
 	for {
@@ -106,12 +105,12 @@ func (t *Tail) LogEnd(ctx context.Context) (position.Position, error) {
 	}
 }
 
-// gridded is where on the grid the page begins that has what follows pos.
+// gridded gives where the page begins, on the grid, that has what follows pos.
 func gridded(pos position.Position) position.Position {
 	return position.Position{Epoch: pos.Epoch, Seq: pos.Seq - pos.Seq%pageEvents}
 }
 
-// from gives the page's entries behind pos, if pos is in the page and not its end.
+// from gives a view of the page's entries behind pos, if pos is in the page and not its end.
 func (p *page) from(pos position.Position) (View, bool) {
 	s := p.segment
 	if len(s.entries) == 0 || pos.IsZero() {
@@ -125,7 +124,7 @@ func (p *page) from(pos position.Position) (View, bool) {
 	case i >= 0 && !s.entries[i].pos.Same(pos):
 		return View{}, false
 	case i < 0 && pos.Mark != 0 && p.Asked.Seq > pos.Seq:
-		return View{}, false // the event at pos was not asked for, to compare with
+		return View{}, false // the read began behind pos: the fingerprint there was not compared
 	}
 	return s.from(i + 1), true
 }
@@ -136,7 +135,7 @@ func (ps *pages) begun() uint64 {
 	return ps.started
 }
 
-// find looks among the pages that are kept for entries behind pos, or for one that ends there.
+// find looks for entries behind pos among the kept pages. ends says that a kept page ends at pos.
 func (ps *pages) find(pos position.Position) (v View, ok, ends bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -151,7 +150,7 @@ func (ps *pages) find(pos position.Position) (v View, ok, ends bool) {
 	return View{}, false, ends
 }
 
-// join gives the flight that brings the page that begins at from, or begins it.
+// join gives the flight of the page that begins at from. It begins one where there is none.
 func (ps *pages) join(t *Tail, from position.Position) *flight {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -169,7 +168,8 @@ func (ps *pages) join(t *Tail, from position.Position) *flight {
 		if f.err = err; err == nil {
 			f.page = &page{Page: lp, used: time.Now()}
 			f.page.segment, bad = t.encode(lp)
-			lp.Entries = slices.Clone(lp.Entries[:min(len(lp.Entries), 1+len(f.page.segment.entries))]) // what resume needs
+			// Resume needs the positions in the segment, and the one that follows them.
+			lp.Entries = slices.Clone(lp.Entries[:min(len(lp.Entries), 1+len(f.page.segment.entries))])
 			for i := range lp.Entries {
 				lp.Entries[i].Event, lp.Entries[i].Also = nil, ""
 			}
@@ -183,7 +183,7 @@ func (ps *pages) join(t *Tail, from position.Position) *flight {
 	return f
 }
 
-// land keeps the page of a flight, unless the pages were dropped meanwhile.
+// land keeps the page of a flight, unless the pages were cleared meanwhile.
 func (ps *pages) land(from position.Position, f *flight) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -196,8 +196,8 @@ func (ps *pages) land(from position.Position, f *flight) {
 	}
 }
 
-// encode makes a segment of a page's entries, up to the first hole, or as many as fit in. It gives
-// back what could not be read.
+// encode makes a segment of a page's entries, up to the first missing number, or as many as fit in.
+// It gives an error for each entry that is no event.
 func (t *Tail) encode(lp *position.Page) (s *segment, bad []error) {
 	bytes := 0
 	for i := range lp.Entries {
@@ -217,12 +217,12 @@ func (t *Tail) encode(lp *position.Page) (s *segment, bad []error) {
 
 func (p *page) size() int64 { return int64(cap(p.segment.buf) + 512*len(p.segment.entries)) }
 
-// keepLocked keeps a page as long as the bound on all pages allows it.
+// keepLocked keeps a page if the bound on all pages allows it. Older pages of the tail make room.
 func (ps *pages) keepLocked(p *page) {
 	if len(p.segment.entries) < 2 {
 		return
 	}
-	for i, old := range ps.kept { // the log may have gone on since
+	for i, old := range ps.kept { // the new page may have more: the log may have gone on
 		if old.segment.entries[0].pos == p.segment.entries[0].pos {
 			ps.taken.Add(-old.size())
 			ps.kept = slices.Delete(ps.kept, i, i+1)
@@ -246,13 +246,14 @@ func (ps *pages) dropLocked(n int) {
 	ps.kept = slices.Delete(ps.kept, 0, n)
 }
 
-// Expire drops the pages that nobody has used for a while.
+// Expire drops the pages that were not used for a while.
 func (t *Tail) Expire(now time.Time) { t.pages.expire(now) }
 
-// Drop is the end of a tail.
+// Drop drops all pages. The feed calls it when it gives up the tail.
 func (t *Tail) Drop() { t.pages.clear() }
 
-// clear drops all pages, also those that are on their way, but for who waits for them.
+// clear drops all pages. A read that is under way still reaches those that wait for it, but its
+// page is not kept.
 func (ps *pages) clear() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -260,7 +261,6 @@ func (ps *pages) clear() {
 	clear(ps.flights)
 }
 
-// expire drops the pages that nobody has used for a while.
 func (ps *pages) expire(now time.Time) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// TestPageOfBefore: what was being read when the log turned out to be another is not kept.
+// TestPageOfBefore: a page is not kept if the pages were cleared while it was read.
 func TestPageOfBefore(t *testing.T) {
 	pos := position.Position{Epoch: 1000, Seq: 1}
 	lp := &position.Page{First: pos, Last: position.Position{Epoch: 1000, Seq: 2}, Entries: []position.LogEntry{{Pos: pos, Event: []byte("{}")}, {Pos: position.Position{Epoch: 1000, Seq: 2}, Event: []byte("{}")}}}
@@ -28,7 +28,7 @@ func TestPageOfBefore(t *testing.T) {
 	}
 }
 
-// TestKeptPagesAreNotReadAgain by who comes to them from before.
+// TestKeptPagesAreNotReadAgain: readers that come later, from further back, use the kept pages.
 func TestKeptPagesAreNotReadAgain(t *testing.T) {
 	const events = 10*pageEvents + 7
 	tl, reads := pagedTail(events)
@@ -43,7 +43,8 @@ func TestKeptPagesAreNotReadAgain(t *testing.T) {
 	require.Len(t, reads.from, 11)
 }
 
-// TestPagesOfLargeEvents end before the next begins on the grid: what follows is read from there, once.
+// TestPagesOfLargeEvents: a page of large events ends before the next one begins on the grid. What
+// follows is read from there, once.
 func TestPagesOfLargeEvents(t *testing.T) {
 	const events = 1000
 	tl, reads := pagedTail(events)
@@ -60,7 +61,7 @@ func TestPagesOfLargeEvents(t *testing.T) {
 	require.Len(t, reads.from, 11)
 }
 
-// TestManyReadersOfManyPages: each gets what it wants, whatever is dropped meanwhile.
+// TestManyReadersOfManyPages: each reader gets what it wants, whatever is dropped meanwhile.
 func TestManyReadersOfManyPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const events = 60 * pageEvents
@@ -86,12 +87,12 @@ func TestManyReadersOfManyPages(t *testing.T) {
 	})
 }
 
-// pageReads are the reads that a tail has begun: where, and what makes them end.
+// pageReads are the reads that a tail has begun.
 type pageReads struct {
-	from   []int64
-	land   []func()
+	from   []int64  // number at which each read begins
+	land   []func() // ends each read
 	atOnce bool
-	most   int // entries in an answer; 0 for all
+	most   int // the most entries in an answer; 0 for all
 }
 
 // pagedTail makes a tail whose log has so many events.

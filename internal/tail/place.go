@@ -5,40 +5,39 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Place is where a reader stands in a tail. The position alone would do; the
-// rest saves the search, and covers foreign events, which have no position.
+// A Place is where a reader stands in a tail. For logged events the position would be enough. The
+// rest saves the search for it, and covers foreign events, which have no position.
 type Place struct {
 	Pos      position.Position
-	Anyway   bool   // the log cannot be read: take what the tail has, even if it is unsure
-	attached bool   // the following are of use
-	run      uint64 // the tail's, when it attached
+	Anyway   bool   // the log cannot be read: take what the tail has, even if it is in doubt
+	attached bool   // run and ord are of use
+	run      uint64 // the tail's run when the place was attached
 	ord      uint64 // ordinal of the entry to read next
-	foreign  uint64 // how many foreign events the tail had had when the reader began, and here
+	foreign  uint64 // number of the tail's foreign events that lie before the place
 
-	// The log ends at pos, as far as a read could tell that was begun when the
-	// tail was at tailRun and tailNext: there is nothing to do but wait.
+	// AtEnd says that a read found the end of the log at Pos. The tail was at tailRun and tailNext
+	// when that read began. If it still is, the reader only has to wait.
 	AtEnd             bool
 	tailRun, tailNext uint64
 
-	wave uint64 // the last in which the reader was given something,
-	upto uint64 // up to this ordinal
+	wave uint64 // the wave in which the reader looked last
+	upto uint64 // in that wave, the reader gets the entries before this ordinal
 
-	Waiter pace.Flag // woken when the tail has something new
-	slept  uint64    // guarded by the tail's lock: 1 + the wave behind which it fell asleep,
-	slot   int       // and its index in tail.waiting
+	Waiter pace.Flag // set when the tail has something new
+	slept  uint64    // 1 + the wave after which the reader fell asleep; guarded by the tail's mu
+	slot   int       // index in tail.waiting; guarded by the tail's mu
 }
 
-// A glance is the answer of a tail to a reader: entries that follow its place;
-// or nothing, when it is at the end; or that it must read the log.
+// A glance is the answer of a tail to a reader: the entries that follow the place, or nothing at
+// the end of the tail, or that the reader has to read the log.
 type glance struct {
 	View
-	Behind  bool // the tail does not reach back to the place
-	Skipped bool // foreign events went by between the place and here
+	Behind  bool // the ring does not reach back to the place, or is in doubt
+	Skipped bool // foreign events went by that the reader has not had
 }
 
-// Look gives what follows the place. A reader that is not attached is attached
-// where the tail holds its position. When there is nothing new, its waiter will be woken once there
-// is.
+// Look gives what follows the place. It attaches a place whose position the ring has. Where nothing
+// is new, the Waiter is set once something is.
 func (t *Tail) Look(p *Place) glance {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -50,7 +49,7 @@ func (t *Tail) Look(p *Place) glance {
 		var ok bool
 		if g.Skipped, ok = t.attachLocked(p); !ok {
 			if p.AtEnd && p.tailRun == t.run && p.tailNext == t.next {
-				t.sleepLocked(p) // what is in the log comes here soon
+				t.sleepLocked(p) // the tail soon has what is in the log
 			} else {
 				g.Behind = true
 			}
@@ -58,7 +57,7 @@ func (t *Tail) Look(p *Place) glance {
 			return g
 		}
 	}
-	if p.wave != t.wave { // the later it comes in a wave, the more it gets
+	if p.wave != t.wave { // a reader that comes later in a wave gets more
 		p.wave, p.upto = t.wave, t.next
 	}
 	if p.ord >= p.upto {
@@ -77,9 +76,9 @@ func (t *Tail) Look(p *Place) glance {
 	return g
 }
 
-// attachLocked finds where in the ring a reader at p.pos goes on. Foreign events
-// have no position: of those next to it, the reader gets the ones from after it
-// began.
+// attachLocked finds where in the ring a reader at p.Pos goes on. Foreign events have no position.
+// Of those next to p.Pos, the reader gets the ones that p.foreign does not count. skipped says that
+// it has missed others, further back.
 func (t *Tail) attachLocked(p *Place) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
 	if p.Pos.Same(t.last) {
@@ -98,7 +97,7 @@ func (t *Tail) attachLocked(p *Place) (skipped, ok bool) {
 		}
 		for ; foreign < p.foreign; ord, foreign = ord+1, foreign+1 {
 			if !t.entryLocked(ord).Foreign {
-				return false, false // events from the log stand between: it is read there
+				return false, false // logged events stand in between: only the log can give them
 			}
 		}
 	}
@@ -110,7 +109,7 @@ func (t *Tail) attachLocked(p *Place) (skipped, ok bool) {
 	return skipped, true
 }
 
-// Advance moves a place over entries that look has given.
+// Advance moves a place over entries that the reader was given.
 func (p *Place) Advance(entries []Entry) {
 	for i := range entries {
 		if entries[i].Foreign {

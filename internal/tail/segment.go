@@ -9,19 +9,19 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// An Entry is one event as its tail, or a page of its log, holds it.
+// An Entry is one event in a tail, or in a page of the log.
 type Entry struct {
-	pos     position.Position // where a reader stands who has taken it
-	Event   *envelope         // nil for a log entry that could not be read: it is passed over
-	Also    string            // where the event was appended before, as in append.lua
+	pos     position.Position // where a reader stands right behind the entry
+	Event   *envelope         // nil for an entry of the log that is no event: readers pass over it
+	Also    string            // the entry's also
 	Foreign bool              // the event is in no log
 
-	// The frame of the event is buf[start:end] of its segment. What follows its id
-	// field begins at body, and within that its payload.
+	// These are offsets in the segment's buf. The frame is buf[start:end]. Without its id field it
+	// is buf[body:end].
 	start, body, payload, payloadEnd, end int32
 }
 
-// An envelope is what has been decoded of an event, beside its payload. A ring has thousands.
+// An envelope has the decoded members of an event but the payload. A ring has thousands.
 type envelope struct {
 	ID        string
 	Type      string
@@ -31,49 +31,49 @@ type envelope struct {
 	actorType string
 }
 
-// A segment is a run of consecutive entries of one channel. Their frames, as a
-// subscription to that one channel sends them, lie one behind the other in
-// memory, so that any stretch of them is one Write. It only grows: what a view
-// has shown does not change, though the segment may go on in a copy of it.
+// A segment is a run of consecutive entries of one channel. Their frames lie one behind the other
+// in memory, as a subscription to that one channel sends them: any stretch of them is one Write. A
+// segment only grows, if need be in a larger copy of its buffer. What a view shows never changes.
 type segment struct {
-	channel string            // for the frames
+	channel string            // the channel's text, as it is in the frames
 	first   uint64            // ordinal of entries[0] in its tail
-	before  position.Position // where a reader stands who has taken none of it
+	before  position.Position // where a reader stands right before entries[0]
 	entries []Entry
 	buf     []byte
 }
 
-// The buffer of a tail's first segment begins small, since most channels are quiet, and doubles.
-// Where a segment has so many bytes or entries, another one begins, as large as it has become. A ring
-// that is full drops a whole one: it has three quarters of its bound, at least.
+// The buffer of a tail's first segment begins small, because most channels are quiet, and doubles.
+// When a segment is full, the next one gets as much room from the start as the full one has used. A
+// full ring drops a whole segment: it keeps three quarters of its bound, or more, unless an event
+// is larger than a segment.
 const (
 	leastSegmentBytes  = 4 << 10
 	mostSegmentBytes   = 512 << 10
-	mostSegmentEntries = tailEvents / 4 // what is passed over takes no bytes
+	mostSegmentEntries = tailEvents / 4 // an entry that is passed over has no bytes
 )
 
-// frameBytes is more than hardly any frame has besides its payload.
+// frameBytes is room for a frame without its payload. Hardly any frame needs more.
 const frameBytes = 768
 
-// takes tells whether another event with so much payload belongs in the segment.
+// takes reports whether an event with a payload of so many bytes still belongs in the segment.
 func (s *segment) takes(payload int) bool {
 	return len(s.entries) < mostSegmentEntries &&
 		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
 }
 
-// A View is a stretch of a segment that a reader may look at without a lock. Every reader that sleeps has some
-// on its stack: a few words more, and a stack is twice as large.
+// A View is a stretch of a segment that a reader may look at without a lock. Every sleeping reader
+// has views on its stack: a few more words in each would double the stack.
 type View struct {
 	Entries []Entry
 	buf     []byte
 }
 
-// from gives the entries from the i-th on.
+// from gives a view of the entries from the i-th on.
 func (s *segment) from(i int) View {
 	return View{slices.Clip(s.entries[i:]), slices.Clip(s.buf)}
 }
 
-// Event gives an event. Its payload is everybody's.
+// Event gives the event of an entry. All readers share its payload, and none may change it.
 func (v View) Event(e *Entry) wire.Event {
 	ev := wire.Event{
 		ID: e.Event.ID, Type: e.Event.Type, Timestamp: e.Event.Timestamp, ProjectID: e.Event.project,
@@ -89,22 +89,24 @@ func (v View) Event(e *Entry) wire.Event {
 	return ev
 }
 
-// Cursor is that of a subscription to this channel alone, right behind an event of the log.
+// Cursor gives the cursor right behind an entry, for a subscription to this channel alone. A
+// foreign event has none.
 func (v View) Cursor(e *Entry) string {
 	return string(v.buf[int(e.start)+len(wire.IDField) : e.body-1])
 }
 
-// Frames are the frames of the entries i to j, exclusive.
+// Frames gives the frames of v.Entries[i:j].
 func (v View) Frames(i, j int) []byte { return v.buf[v.Entries[i].start:v.Entries[j-1].end] }
 
-// Block is what the frame of an entry has behind its id.
+// Block gives the frame of an entry without its id field.
 func (v View) Block(e *Entry) []byte { return v.buf[e.body:e.end] }
 
-// add appends an event behind position pos, with the cursor that its channel's key makes of that.
+// add appends an event and its frame. A reader right behind it stands at pos. key makes the cursor
+// of that position.
 func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, also string) {
 	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
 		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
-		if n > room { // a page, or one large event
+		if n > room { // a page, or one large event, can be larger than a segment of the ring
 			room = n + len(s.buf)/4
 		}
 		s.buf = append(make([]byte, 0, room), s.buf...)
@@ -122,13 +124,13 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 	s.entries = append(s.entries, e)
 }
 
-// skip appends an entry for something in the log that is no event.
+// skip appends an entry without a frame, for an entry of the log that is no event.
 func (s *segment) skip(pos position.Position) {
 	n := int32(len(s.buf))
 	s.entries = append(s.entries, Entry{pos: pos, start: n, body: n, end: n})
 }
 
-// addLogged appends an entry of the log. It passes over what is no event, with an error.
+// addLogged appends an entry of the log. Where that is no event, the error says why.
 func (s *segment) addLogged(key position.Key, e position.LogEntry) error {
 	ev, err := wire.Decode(e.Event)
 	if err != nil {

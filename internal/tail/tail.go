@@ -1,3 +1,25 @@
+// Package tail keeps the newest events of a channel in memory, for all readers in this process.
+//
+// A Tail is a bounded ring of encoded frames that all its readers share. A reader has no queue,
+// only a Place. It asks for what follows, at its own pace. Between two entries of a ring, no entry
+// of the log is missing. A reader that the ring does not reach back to gets pages of the log. When
+// many readers want the same page, it is read once.
+//
+// The feed makes a tail and fills it (Offer, Question, Want, Fill). A reader reads it (Begin, Look,
+// After, Forget). fill.go has a picture of a tail's states.
+//
+// Goroutines: the feed passes in the functions that start them. One goroutine wakes the readers of
+// a large wave, and each read of a page has its own. A timer runs tick when a wave has to wait.
+//
+// Locks are taken in this order: the feed's, the tail's mu, the mu of its pages. A tail holds its
+// mu while it clears its pages. Nothing takes a tail's mu while it holds that of the pages.
+//
+//	tail.go     the ring: what is added, dropped and found
+//	segment.go  a run of entries, with their frames in one buffer
+//	fill.go     the states, and what a tail takes from the channel and from the log
+//	place.go    where a reader stands, and what it is given there
+//	wave.go     how readers are woken
+//	pages.go    older entries, read from the log
 package tail
 
 import (
@@ -11,59 +33,58 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Tail holds the newest events of one channel, encoded once, in a bounded ring
-// of segments that all readers of the channel share. A reader has no queue: it
-// comes with a place and is given what follows it.
+// A Tail holds the newest events of one channel, encoded once, in a bounded ring of segments.
 //
-// The feed fills the tail, from the channel while the tail is whole and from
-// the log otherwise. What is in a tail is contiguous: where the log itself is
-// not, the tail starts anew and its readers find out in the log what they miss.
+// The feed fills it: from the channel while the tail is whole, from the log otherwise. Where
+// entries are missing, the tail starts anew at the log's end. Its readers then ask the log what
+// they have missed.
 type Tail struct {
 	Channel string
-	Name    string // of the channel in Redis
+	Name    string // the channel's name in Redis
 	key     position.Key
-	onBad   func(error)  // is given what cannot be read
+	onBad   func(error)  // gets an error for each entry or message that is left out
 	spawn   func(func()) // starts a goroutine
 	pages   pages        // older entries, read from the log
 
-	mu       sync.Mutex        // guards following
-	segments []*segment        // oldest first
+	mu       sync.Mutex        // guards the fields below but Opened
+	segments []*segment        // the ring, oldest segment first
 	first    uint64            // ordinal of the oldest entry
-	next     uint64            // ordinal that the next entry will have
-	run      uint64            // raised when the tail starts anew: ordinals from before mean nothing
-	foreign  uint64            // how many foreign events the tail has had
-	bytes    int               // of all segments
+	next     uint64            // ordinal of the entry to come
+	run      uint64            // raised when the tail starts anew: then older ordinals mean nothing
+	foreign  uint64            // number of foreign events so far
+	bytes    int               // bytes in all segments
 	last     position.Position // the tail is complete up to here
-	lastID   string            // of the event at last, "" if that is not known
-	Opened   chan struct{}
+	lastID   string            // id of the event at last, "" if unknown
+	Opened   chan struct{}     // closed by the first fill
 	waves
 
 	state state
-	since time.Time // when the tail stopped being whole
-	// held is what came on the channel while the tail was not whole.
+	since time.Time // since when the tail is not whole
+	// held are the logged events that came on the channel while the tail was not whole.
 	held      []wire.Event
 	heldBytes int
 	overflow  bool // more came than can be held
-	asked     int  // how many were held when the fill under way was begun
+	asked     int  // number of events held when the fill under way began
 
-	reads   int               // how often the log was read
-	top     position.Position // where it ended at the last read, whether the tail has come so far or not
-	failing time.Time         // since when it cannot be read; zero when it can
+	reads   int               // number of fills so far
+	top     position.Position // end of the log at the last fill; the tail may not have come so far
+	failing time.Time         // since when the log cannot be read, zero if it can
 
-	// finds is how many fills in a row have found what a whole tail did not have, while the channel
-	// brought nothing.
+	// finds counts the fills that found new entries though the tail was whole. A logged event on
+	// the channel sets it to 0, and so does Question.
 	finds int
 }
 
-// The ring of a tail is bounded in events and bytes; what is held back, too.
+// These bound a ring in events and bytes, and what is held. tailBytes bounds both.
 const (
 	tailEvents = 4096
 	tailBytes  = 2 << 20
 	heldEvents = 512
 )
 
-// New makes the tail of a channel, which has this name in Redis. All tails count their pages'
-// bytes in one number. read begins a read of the log, on a goroutine of its own, and spawn any other.
+// New makes the tail of a channel. All tails of a bus count the bytes of their pages in pageBytes.
+// read starts a read of the log on another goroutine, and spawn any other goroutine. Both can be
+// called under a lock of the tail, onBad never is.
 func New(channel, name string, pageBytes *atomic.Int64, onBad func(error), spawn func(func()), read func(Request, func(*position.Page, error))) *Tail {
 	return &Tail{
 		Channel: channel, Name: name, onBad: onBad, spawn: spawn,
@@ -74,7 +95,8 @@ func New(channel, name string, pageBytes *atomic.Int64, onBad func(error), spawn
 	}
 }
 
-// addLoggedLocked adds an entry of the log, or passes over what is no event.
+// addLoggedLocked adds an entry of the log. Where that is no event, its entry in the ring has no
+// frame, and the error says why.
 func (t *Tail) addLoggedLocked(e position.LogEntry) error {
 	ev, err := wire.Decode(e.Event)
 	if err != nil {
@@ -106,7 +128,7 @@ func (t *Tail) addLocked(ev wire.Event, also string) {
 	t.trimLocked()
 }
 
-// roomLocked is the segment for another event with so much payload.
+// roomLocked gives the segment for the next event, which has a payload of so many bytes.
 func (t *Tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
@@ -120,7 +142,7 @@ func (t *Tail) roomLocked(payload int) *segment {
 	return s
 }
 
-// trimLocked drops the oldest segments of a ring that is full.
+// trimLocked drops the oldest segments while the ring is over its bounds.
 func (t *Tail) trimLocked() {
 	for len(t.segments) > 1 && (t.bytes > tailBytes || t.next-t.first > tailEvents) {
 		t.bytes -= len(t.segments[0].buf)
@@ -129,8 +151,8 @@ func (t *Tail) trimLocked() {
 	}
 }
 
-// hasLocked tells whether the tail is past pos and, as far as it still holds the
-// event there, that it is the same one.
+// hasLocked reports whether the tail has had the event at pos. Where the ring still has an entry
+// there, the fingerprints must agree.
 func (t *Tail) hasLocked(pos position.Position) bool {
 	if pos.Epoch != t.last.Epoch || pos.Seq > t.last.Seq {
 		return false
@@ -139,8 +161,8 @@ func (t *Tail) hasLocked(pos position.Position) bool {
 	return !found || at.Same(pos)
 }
 
-// findLocked gives the ordinal behind the entry at pos, and what stands there,
-// which can have another fingerprint.
+// findLocked finds the entry with the epoch and number of pos, or the place right before the oldest
+// entry. It gives the ordinal behind it, and its position, which can have another fingerprint.
 func (t *Tail) findLocked(pos position.Position) (uint64, position.Position, bool) {
 	for i := len(t.segments) - 1; i >= 0; i-- {
 		s := t.segments[i]
@@ -161,7 +183,7 @@ func (t *Tail) findLocked(pos position.Position) (uint64, position.Position, boo
 	return 0, position.Position{}, false
 }
 
-// Another reports whether the tail has another event than this one under its number.
+// Another reports whether the tail has a different event at the epoch and number of pos.
 func (t *Tail) Another(pos position.Position) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -172,7 +194,7 @@ func (t *Tail) Another(pos position.Position) bool {
 	return found && !at.Same(pos)
 }
 
-// entryLocked gives the entry with this ordinal, which is in the ring.
+// entryLocked gives the entry with this ordinal. It must be in the ring.
 func (t *Tail) entryLocked(ord uint64) *Entry {
 	i := len(t.segments) - 1
 	for t.segments[i].first > ord {
@@ -181,7 +203,7 @@ func (t *Tail) entryLocked(ord uint64) *Entry {
 	return &t.segments[i].entries[ord-t.segments[i].first]
 }
 
-// Locate gives the position of the logged event with this id, if the tail has it.
+// Locate gives the position of the logged event with this id, if the ring has it.
 func (t *Tail) Locate(id string) (position.Position, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -21,7 +21,7 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	key := position.NewKey([]string{"project:p"})
 	s := &segment{channel: "project:p"}
 	var events []wire.Event
-	var early View // of what was there before the segment had to move
+	var early View // a view from before the segment's buffer moved
 	for i := 1; s.takes(len(`{"a":1}`)); i++ {
 		ev := sample.Event()
 		if i%2 == 1 { // the others are foreign
@@ -61,22 +61,22 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	require.Equal(t, string(big.Payload), string(s.from(0).Event(&s.entries[0]).Payload))
 }
 
-// arrive is an event that comes on the channel of a tail.
+// arrive makes an event that comes on the channel of a tail.
 func arrive(t testing.TB, pos position.Position) wire.Event {
 	ev := sample.Event()
 	ev.Position = pos
 	return ev
 }
 
-// openTail is a whole tail of a log that ends at last.
+// openTail makes a whole tail of a log that ends at last.
 func openTail(t testing.TB, last position.Position, onBad func(error)) *Tail {
 	tl := New("project:p", "project:p", new(atomic.Int64), onBad, func(f func()) { go f() }, nil)
 	require.True(t, tl.Fill(tl.Want(), &position.Page{Last: last}, true))
 	return tl
 }
 
-// TestHeldEventOfANewLog: the log is lost and begun anew while a read of the old one is
-// on its way. What came of the new one waits for the next read.
+// TestHeldEventOfANewLog: the log is lost and begins anew while a read of the old one is under way.
+// The new log's message waits for the next read.
 func TestHeldEventOfANewLog(t *testing.T) {
 	old := position.Position{Epoch: 1000, Seq: 5}
 	tl := openTail(t, old, nil)
@@ -89,8 +89,8 @@ func TestHeldEventOfANewLog(t *testing.T) {
 	require.Equal(t, a.Position.Seq, tl.last.Seq)
 }
 
-// TestHeldEventOfALostLog: what the channel still brings of a log that is lost is in the gap
-// that readers are told of. Some have read it in that log: it must not come again.
+// TestHeldEventOfALostLog: the channel still brings events of a log that is lost. They are in the
+// gap that readers get. Some readers have had them from that log: they must not come again.
 func TestHeldEventOfALostLog(t *testing.T) {
 	before, bad := position.Position{Epoch: 1000, Seq: 5}, 0
 	tl := openTail(t, before, func(error) { bad++ })
@@ -105,7 +105,7 @@ func TestHeldEventOfALostLog(t *testing.T) {
 	require.Equal(t, 2, bad)
 }
 
-// TestStaleTails: one is, from when it is not whole, or its log cannot be read.
+// TestStaleTails: a tail is stale from when it is not whole, or its log cannot be read.
 func TestStaleTails(t *testing.T) {
 	tl, later := openTail(t, position.Position{Epoch: 1000, Seq: 5}, nil), time.Now().Add(time.Hour)
 	require.Zero(t, tl.Stale(later))
@@ -120,8 +120,8 @@ func TestStaleTails(t *testing.T) {
 	require.Greater(t, tl.Stale(later), 59*time.Minute)
 }
 
-// TestNumberGivenTwice: a master that lacked the newest event has given its number to another, and
-// the channel brings only what follows that. The tail notices, and starts anew from the log.
+// TestNumberGivenTwice: a master that lacked the newest event has given its number to another one.
+// The channel brings only what follows that. The tail notices it, and starts anew from the log.
 func TestNumberGivenTwice(t *testing.T) {
 	tl := openTail(t, position.Position{Epoch: 1000}, nil)
 	one, two, other := arrive(t, position.Position{Epoch: 1000, Seq: 1}), arrive(t, position.Position{Epoch: 1000, Seq: 2}), arrive(t, position.Position{Epoch: 1000, Seq: 3})
@@ -158,8 +158,8 @@ func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
 	require.True(t, tl.overflow)
 }
 
-// TestMessageBeyondTheLog: what was held back before a read began, and is not in what was read, is of
-// no log, or lost. The tail does not wait for it.
+// TestMessageBeyondTheLog: a message was held before a read began, and the read does not find it.
+// It never was in the log, or is lost. The tail does not wait for it.
 func TestMessageBeyondTheLog(t *testing.T) {
 	bad, end := 0, position.Position{Epoch: 1000, Seq: 5}
 	tl := openTail(t, end, func(error) { bad++ })
@@ -170,7 +170,7 @@ func TestMessageBeyondTheLog(t *testing.T) {
 	require.Equal(t, whole, tl.state)
 }
 
-// benchTail is a tail with n events.
+// benchTail makes a whole tail with n events.
 func benchTail(t testing.TB, n int) *Tail {
 	tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, func(f func()) { go f() }, nil)
 	tl.state = whole
@@ -207,8 +207,8 @@ func BenchmarkPage(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pageEvents, "ns/event")
 }
 
-// Whatever text is in an event, a conforming parser gets exactly that event out of
-// its frame, and nothing else.
+// FuzzFrame: whatever text is in an event, a conforming parser gets exactly that event out of its
+// frame, and nothing else.
 func FuzzFrame(f *testing.F) {
 	f.Add("550e8400-e29b-41d4-a716-446655440000", "agent.message", "message", "hello", uint8(0), true)
 	f.Add("", "a.b", "", "line\nline\r\nline\rdata: x\n\nid: y\n\n", uint8(1), true)
@@ -248,7 +248,7 @@ func FuzzFrame(f *testing.F) {
 		frame, v := s.buf, s.from(0)
 		require.True(t, utf8.Valid(frame))
 
-		// Each way of cutting the stream, and with a stream around the frame.
+		// The parser gets the stream by characters, then whole, with blocks around the frame.
 		var blocks []sseclient.Block
 		p := sseclient.New("")
 		for _, c := range "id: before\n\n" + string(frame) + ":\n\n" {

@@ -8,20 +8,20 @@ import (
 	"github.com/syndarix/eventbus/internal/pace"
 )
 
-// The waves of a tail are how it wakes its readers: what comes while the last wave is
-// still being sent goes into the next, so that under load a reader sends many events
-// with one Write. The tail's lock guards them.
+// The waves of a tail are how it wakes its readers. What comes while readers still send the last
+// wave goes into the next one, so that under load a reader sends many events with one Write. The
+// tail's mu guards them.
 type waves struct {
 	waiting []sleeper // readers to wake when there is something new
 
-	wave   uint64        // number of the last one
-	shown  uint64        // ordinal of what came after it began
-	pause  time.Duration // from its begin to the next, by estimate
-	calm   time.Time     // the end of that: from here on, another one may begin; zero: at once
-	quorum int           // when so many readers have come back,
-	latest time.Time     // or at this time, whoever is back
+	wave   uint64        // number of the last wave
+	shown  uint64        // ordinal of the entry to come when the last wave began
+	pause  time.Duration // estimated time from the last wave to the next
+	calm   time.Time     // when the next wave may begin at the earliest; zero means at once
+	quorum int           // number of readers that the next wave waits for
+	latest time.Time     // from here on, the next wave waits for no reader
 	surge  bool          // another wave is to come
-	timer  *time.Timer   // makes it
+	timer  *time.Timer   // calls tick
 }
 
 // A sleeper is a reader that waits for something new.
@@ -30,21 +30,21 @@ type sleeper struct {
 	waiter pace.Flag
 }
 
-// A wave takes about waveCost for each reader that it wakes, and is over when 7 of 8 are
-// back; or after waveSlack times that, since some may do something else. The more events
-// come meanwhile, the longer the pause to the next is, but waveMost at most; for less
-// than waveLeast, a timer is too coarse.
+// A wave costs about waveCost for each reader that it wakes. It is over when 7 of 8 readers are
+// back, or after waveSlack times its cost, because some readers may be busy elsewhere. The pause
+// after it is its cost times the number of events that it brings. No more than waveEvents count,
+// and waveMost is the longest pause. One below waveLeast is left out: a timer is too coarse for it.
 const (
 	waveCost   = 10 * time.Microsecond
 	waveSlack  = 10
 	waveLeast  = time.Millisecond
-	waveFew    = 64 // readers that are woken at once; of more, only so many
-	waveSlice  = 16 // before others get a turn
+	waveFew    = 64 // a wave of more readers is woken in slices, on its own goroutine
+	waveSlice  = 16 // readers woken before other goroutines get a turn
 	waveMost   = 50 * time.Millisecond
 	waveEvents = 32
 )
 
-// asleepLocked tells whether the next wave is to wake the reader.
+// asleepLocked reports whether the next wave is to wake the reader.
 func (t *Tail) asleepLocked(p *Place) bool { return p.slept == t.wave+1 }
 
 func (t *Tail) sleepLocked(p *Place) {
@@ -58,7 +58,7 @@ func (t *Tail) sleepLocked(p *Place) {
 	}
 }
 
-// wakeLocked shows readers what is new: at once, or when the last wave is over.
+// wakeLocked begins a wave: at once, or when the last one is over.
 func (t *Tail) wakeLocked() {
 	switch {
 	case t.calm.IsZero():
@@ -73,12 +73,12 @@ func (t *Tail) wakeLocked() {
 	}
 }
 
-// overLocked tells whether the last wave is over.
+// overLocked reports whether the last wave is over.
 func (t *Tail) overLocked(now time.Time) bool {
 	return !now.Before(t.calm) && (len(t.waiting) >= t.quorum || !now.Before(t.latest))
 }
 
-// tickLocked makes tick come when the last wave may be over.
+// tickLocked sets the timer to when the last wave may be over.
 func (t *Tail) tickLocked(now time.Time) {
 	in := t.calm.Sub(now)
 	if in <= 0 {
@@ -91,7 +91,7 @@ func (t *Tail) tickLocked(now time.Time) {
 	}
 }
 
-// tick makes the next wave, if the last one is over.
+// tick begins the next wave if the last one is over. The timer calls it.
 func (t *Tail) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -104,7 +104,7 @@ func (t *Tail) tick() {
 	}
 }
 
-// Show shows readers everything.
+// Show begins a wave at once.
 func (t *Tail) Show() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,14 +135,14 @@ func (t *Tail) showLocked() {
 	t.spawn(func() { t.wakeMany(waiting) })
 }
 
-// wakeMany lets others have their turn. What comes meanwhile can join the wave: those who
-// are woken later get more.
+// wakeMany wakes readers in slices, and lets other goroutines have their turn in between. Readers
+// that are woken later also get what has come meanwhile.
 func (t *Tail) wakeMany(waiting []sleeper) {
 	for slice := range slices.Chunk(waiting, waveSlice) {
 		wakeAll(slice)
 		runtime.Gosched()
 		if t.surging() {
-			// While there is somebody to run, the scheduler does not look at the network.
+			// While a goroutine can run, Go's scheduler hardly looks at the network.
 			time.Sleep(time.Microsecond)
 		}
 	}
@@ -161,7 +161,7 @@ func wakeAll(waiting []sleeper) {
 	}
 }
 
-// Forget takes a reader that goes away out of the list of those to be woken.
+// Forget takes a reader that ends out of the list of those to be woken.
 func (t *Tail) Forget(p *Place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A crowd is the readers of one tail.
+// A crowd is one tail and its readers.
 type crowd struct {
 	*testing.T
 	tail   *Tail
@@ -39,7 +39,7 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 	})
 }
 
-// publish brings events, all in one moment.
+// publish adds n events to the tail in one moment.
 func (c *crowd) publish(n int) {
 	var events []wire.Event
 	for range n {
@@ -54,7 +54,7 @@ func (c *crowd) publish(n int) {
 	}
 }
 
-// visit lets some readers look, each of which finds so many events, and sleeps again.
+// visit lets some readers look. Each finds so many events, and sleeps again.
 func (c *crowd) visit(from, to, want int) {
 	for i := from; i < to; i++ {
 		g := c.tail.Look(&c.places[i])
@@ -66,7 +66,7 @@ func (c *crowd) visit(from, to, want int) {
 	}
 }
 
-// woken tells how many readers have been woken since it was asked last.
+// woken gives the number of readers that were woken since the last call.
 func (c *crowd) woken() (n int) {
 	synctest.Wait()
 	for i := range c.places {
@@ -79,8 +79,8 @@ func (c *crowd) woken() (n int) {
 	return n
 }
 
-// TestWaves: what comes while readers are being served waits until they have been, but who
-// comes late gets all that there is.
+// TestWaves: what comes while a wave is under way waits for the next wave, but a reader that comes
+// late gets all that there is.
 func TestWaves(t *testing.T) {
 	begin := func(c *crowd) {
 		c.publish(1)

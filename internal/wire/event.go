@@ -1,5 +1,16 @@
-// Package wire is the wire format: an event's JSON, both ways, and the blocks of an event stream. It has
-// no state; everybody may call it.
+// Package wire knows the wire format: an event's JSON, both ways, and the blocks of an event
+// stream.
+//
+// Other programs rely on what it writes: the names and the order of an event's members, the form of
+// times, the fields of a block. Decode is the one door for an event from a log, a channel or a
+// client. An event that it returns without an error is well-formed, and its payload is on one line.
+//
+// The feed and the tails decode events. The tails encode frames. Readers and the handler write the
+// other blocks. Package eventbus encodes what is published. The package has no state, no locks and
+// no goroutines.
+//
+//	event.go  an event and its JSON
+//	sse.go    the blocks of an event stream
 package wire
 
 import (
@@ -25,17 +36,16 @@ type Event struct {
 	Payload   json.RawMessage // nil means {}
 
 	Position position.Position // zero for an event that is in no log
-	Channel  string            // from which an event stream has delivered it, "" elsewhere
-	Also     string            // where the event is in other logs: '<channel>@<position>', with blanks between
-	Prev     string            // how the id of the event before it ends, "" if that is not known
+	Channel  string            // the channel that an event stream delivered it from, "" elsewhere
+	Also     string            // '<channel>@<position>' in each earlier log, with blanks between
+	Prev     string            // how the id of the event before it in the log ends, "" if unknown
 }
 
 // maxTypeLength bounds a type's name; the longest of the schema has 23 bytes.
 const maxTypeLength = 128
 
-// WellFormed reports whether a type is two or more words of letters, digits, "_" and
-// "-" with dots between: what readers accept, known or not. The domain "stream" is
-// taken: in an event stream, stream.gap is what the bus itself has to say.
+// WellFormed reports whether a type is two or more words of letters, digits, "_" and "-", with dots
+// between. Readers accept these, known or not. The domain "stream" is the bus's own.
 func WellFormed(t string) bool {
 	if len(t) > maxTypeLength || strings.Count(t, ".") == 0 || strings.HasPrefix(t, "stream.") {
 		return false
@@ -54,9 +64,9 @@ func WellFormed(t string) bool {
 	return true
 }
 
-// AppendJSON appends the event without its cursor; it is valid.
+// AppendJSON appends the event's JSON without its position. Its payload must be valid.
 func (ev *Event) AppendJSON(b []byte) []byte {
-	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // and room for a position
+	b = slices.Grow(b, 320+len(ev.Type)+len(ev.Payload)) // 320 leaves room for a position
 	b = append(b, `{"id":`...)
 	b = rawjson.AppendString(b, ev.ID)
 	b = append(b, `,"type":`...)
@@ -84,7 +94,7 @@ func (ev *Event) AppendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// AppendWire appends the event as it travels on a channel, with its position when it has one.
+// AppendWire appends the event's JSON as it is on a channel: with its position, if it has one.
 func (ev *Event) AppendWire(b []byte) []byte {
 	b = ev.AppendJSON(b)
 	if ev.Position.IsZero() {
@@ -95,7 +105,7 @@ func (ev *Event) AppendWire(b []byte) []byte {
 	return append(b, `"}`...)
 }
 
-// appendTime appends a time as RFC 3339 in UTC, to the microsecond, in six digits as Python has it.
+// appendTime appends a time as RFC 3339 in UTC. A fraction has six digits, as Python writes it.
 func appendTime(b []byte, t time.Time) []byte {
 	b = t.UTC().AppendFormat(b, time.RFC3339)
 	if micros := t.Nanosecond() / 1000; micros > 0 {
@@ -111,8 +121,8 @@ func appendTime(b []byte, t time.Time) []byte {
 // AppendUUID appends the text of a UUID.
 func AppendUUID(b []byte, u uuid.UUID) []byte { return append(b, u.String()...) }
 
-// Decode reads an event, as it is in a log or comes on a channel. Its payload shares memory with data.
-// The error is of type [rawjson.Faults].
+// Decode reads an event as it is in a log, on a channel or in an event stream. Its payload shares
+// memory with data. The error is of type [rawjson.Faults].
 func Decode(data []byte) (ev Event, err error) {
 	var d decoder
 	if err := rawjson.EachMember(data, d.take); err != nil {
@@ -158,7 +168,7 @@ func Decode(data []byte) (ev Event, err error) {
 	return ev, d.Err()
 }
 
-// A decoder has the members of an event as they are written, and what is wrong with them.
+// A decoder keeps the members of an event as they are written, and what is wrong with them.
 type decoder struct {
 	rawjson.Faults
 	id, typ, timestamp, project, actor, actorType, payload, position, channel, also, prev []byte
@@ -180,7 +190,7 @@ func (d *decoder) take(name, value []byte) {
 		d.actorType = value
 	case "payload":
 		d.payload = value
-	case "position", "cursor": // its name was cursor before
+	case "position", "cursor": // an earlier version writes cursor
 		d.position = value
 	case "channel":
 		d.channel = value
@@ -229,7 +239,7 @@ var actors = []string{"agent", "user", "system"}
 // KnownActor reports whether this is a type of actor.
 func KnownActor(name string) bool { return slices.Contains(actors, name) }
 
-// knownActor is the actor type of this name, without a copy where it is a known one.
+// knownActor gives the actor type with this name. It copies none that is known.
 func knownActor(name []byte) string {
 	for _, t := range actors {
 		if string(name) == t {
@@ -239,9 +249,8 @@ func knownActor(name []byte) string {
 	return string(name)
 }
 
-// timeLayouts are the forms in which timestamps come: RFC 3339, without a zone,
-// and both with a blank, as Python's str(datetime) has it. Fractions of seconds
-// are read without standing in a layout.
+// timeLayouts are the forms in which timestamps come: RFC 3339, the same without a zone, and both
+// with a blank, as Python's str(datetime) writes them. time.Parse reads fractions in all of them.
 var timeLayouts = []string{
 	time.RFC3339,
 	"2006-01-02T15:04:05",
@@ -265,7 +274,7 @@ func parseTime(text []byte) (t time.Time, err error) {
 	return time.Time{}, err
 }
 
-// ParseUUID takes the form with 36 characters, which is the one that is written.
+// ParseUUID reads the form with 36 characters, the only one that the bus writes.
 func ParseUUID(s string) (uuid.UUID, error) {
 	if len(s) != 36 {
 		return uuid.Nil, rawjson.ErrNotUUID
@@ -273,7 +282,7 @@ func ParseUUID(s string) (uuid.UUID, error) {
 	return uuid.Parse(s)
 }
 
-// ReadUUID also takes the other forms that the Python services read.
+// ReadUUID also reads the other forms that the Python services take.
 func ReadUUID(s []byte) (uuid.UUID, error) {
 	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
 		return uuid.Nil, rawjson.ErrNotUUID // uuid.Parse does not look at the braces

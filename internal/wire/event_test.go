@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTimesAreWrittenAsByTime holds the quick way against that of package time.
+// TestTimesAreWrittenAsByTime compares appendTime with package time.
 func TestTimesAreWrittenAsByTime(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 10_000 {

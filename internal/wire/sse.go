@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// IDField begins the line that a client remembers.
+// IDField begins the line whose cursor a client remembers.
 const IDField = "id: "
 
-// AppendID appends the field that makes the cursor the client's last event id.
+// AppendID appends the field that makes a cursor the client's last event id.
 func AppendID(b []byte, cursor string) []byte {
 	b = append(b, IDField...)
 	b = append(b, cursor...)
 	return append(b, '\n')
 }
 
-// AppendBody appends the rest of the block of an event from this channel, and tells at which offset
-// the event's payload stands in the result.
+// AppendBody appends the block of an event from this channel, without the id field. It also gives
+// the offset of the event's payload in body. The payload must be on one line.
 func AppendBody(b []byte, ev *Event, channel string) (body []byte, payload int) {
 	b = append(b, "event: "...)
 	b = append(b, ev.Type...) // well-formed, so without line breaks
@@ -34,7 +34,7 @@ func AppendBody(b []byte, ev *Event, channel string) (body []byte, payload int) 
 	return append(b, "\"}\n\n"...), payload
 }
 
-// AppendGap appends the block of a gap, behind which the stream goes on at a cursor.
+// AppendGap appends the block of a gap. cursor is where the stream goes on.
 func AppendGap(b []byte, cursor, channel, reason, from string) []byte {
 	data, _ := json.Marshal(struct { // strings only: cannot fail
 		Channel string `json:"channel"`
@@ -47,9 +47,8 @@ func AppendGap(b []byte, cursor, channel, reason, from string) []byte {
 	return append(b, "\n\n"...)
 }
 
-// AppendRetry appends a block that tells the client when to come back after the
-// stream has ended: at a random time in [least, most), so that many do not come
-// at once.
+// AppendRetry appends the field that says after what time a client is to come back when the stream
+// has ended. The time is random, in [least, most), so that many clients do not come back at once.
 func AppendRetry(b []byte, least, most time.Duration) []byte {
 	millis := least.Milliseconds()
 	if spread := (most - least).Milliseconds(); spread > 0 {
