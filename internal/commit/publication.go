@@ -24,7 +24,7 @@ type Publication struct {
 	commit *redislog.Commit // its records are the part of Records that is, or was, under way
 	from   int              // where in Records that part begins
 	behind bool             // an earlier publish of the event has to end before this one begins
-	Fates  []fate           // one for each record, after an error
+	Fates  []Fate           // one for each record, after an error
 }
 
 // Publish appends an event's JSON to the logs of channels, which must all be different. The
@@ -39,14 +39,14 @@ func (cs *Committer) Publish(ctx context.Context, id string, event []byte, chann
 	}
 	mark := position.Fingerprint(id)
 	for i, c := range channels {
-		p.Records[i] = redislog.Record{Channel: c, Mark: mark}
+		p.Records[i] = redislog.Record{Channel: c, Fingerprint: mark}
 	}
 	err := p.run(ctx)
 	if err != nil {
 		if cs.ctx.Err() != nil {
 			err = context.Cause(cs.ctx)
 		}
-		p.Fates = make([]fate, len(p.Records))
+		p.Fates = make([]Fate, len(p.Records))
 		open := p.commit != nil && !p.commit.Closed()
 		known := false
 		for i := range p.Records {
@@ -61,17 +61,17 @@ func (cs *Committer) Publish(ctx context.Context, id string, event []byte, chann
 	return p, err
 }
 
-// A fate is what is known of an event in one log after its publish has failed.
-type fate int
+// A Fate is what is known of an event in one log after its publish has failed.
+type Fate int
 
 const (
-	Unknown fate = iota // the log may have the event, now or later
+	Unknown Fate = iota // the log may have the event, now or later
 	Done                // the log has the event
 	Missing             // the log certainly does not have the event
 )
 
 // fateOf gives the fate of the i-th record. While the commit is open, a worker has its records.
-func (p *Publication) fateOf(i int, open bool) fate {
+func (p *Publication) fateOf(i int, open bool) Fate {
 	switch r := &p.Records[i]; {
 	case p.behind || open && i >= p.from && i < p.from+len(p.commit.Records):
 		return Unknown

@@ -206,7 +206,7 @@ func (f *Feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 // WakeAll wakes all readers.
 func (f *Feed) WakeAll() {
 	for _, t := range f.some(func(*tail.Tail) bool { return true }) {
-		t.Show()
+		t.Wake()
 	}
 }
 

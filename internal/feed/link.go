@@ -249,7 +249,7 @@ func (l *link) confirm(name string) {
 	if u := f.tails[name]; u != nil && f.carrier[name] == l {
 		l.confirms++
 		l.confirmed[name] = l.confirms
-		u.tail.Question()
+		u.tail.Cut()
 		f.wantLocked(u.tail, true)
 	}
 }
@@ -268,7 +268,7 @@ func (l *link) question() {
 	clear(l.confirmed)
 	for name, carrier := range f.carrier {
 		if u := f.tails[name]; u != nil && carrier == l {
-			u.tail.Question()
+			u.tail.Cut()
 			f.wantLocked(u.tail, true)
 		}
 	}

@@ -124,7 +124,7 @@ func (k Key) positions(out []byte, position func(i int) Position) []byte {
 	for i, hash := range k.hashes {
 		p := position(i)
 		out = binary.BigEndian.AppendUint16(out, uint16(hash))
-		out = binary.BigEndian.AppendUint16(out, p.Mark)
+		out = binary.BigEndian.AppendUint16(out, p.Fingerprint)
 		out = binary.AppendUvarint(out, uint64(p.Seq+1))
 		if i == 0 {
 			out = binary.AppendUvarint(out, uint64(p.Epoch))
@@ -194,7 +194,7 @@ func DecodeCursor(s string) ([]Entry, error) {
 	for i := range entries {
 		e := &entries[i]
 		e.hash = uint32(binary.BigEndian.Uint16(r.bytes(2)))
-		e.Pos.Mark = binary.BigEndian.Uint16(r.bytes(2))
+		e.Pos.Fingerprint = binary.BigEndian.Uint16(r.bytes(2))
 		e.Pos.Seq = r.seq()
 		if i == 0 {
 			e.Pos.Epoch = r.firstEpoch()

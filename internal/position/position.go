@@ -28,13 +28,13 @@ type Position struct {
 	// Epoch and Seq name the event before the place. Seq is 0 before the first event of an epoch.
 	Epoch int64
 	Seq   int64
-	// Mark is the fingerprint of the event that Epoch and Seq name, because a failover can give its
+	// Fingerprint is the fingerprint of the event that Epoch and Seq name, because a failover can give its
 	// number again to another event. 0 means unknown.
-	Mark uint16
+	Fingerprint uint16
 }
 
 // Unknown stands for a place that is not known. Its reader gets a gap, then all that there is.
-var Unknown = Position{Mark: 1}
+var Unknown = Position{Fingerprint: 1}
 
 // IsZero reports whether p is the zero Position.
 func (p Position) IsZero() bool { return p == Position{} }
@@ -56,7 +56,7 @@ func (p Position) Append(b []byte) []byte {
 
 // Same reports whether p and q are one place. Known fingerprints must be equal.
 func (p Position) Same(q Position) bool {
-	return p.Epoch == q.Epoch && p.Seq == q.Seq && (p.Mark == q.Mark || p.Mark == 0 || q.Mark == 0)
+	return p.Epoch == q.Epoch && p.Seq == q.Seq && (p.Fingerprint == q.Fingerprint || p.Fingerprint == 0 || q.Fingerprint == 0)
 }
 
 // Follows reports whether p is one event further than q, in the same epoch.

@@ -286,8 +286,8 @@ func pageOf(first, last int64, seqs ...int64) *Page {
 }
 
 func TestResumeGoesOnWithoutLossOrSaysWhere(t *testing.T) {
-	other := func(p Position) Position { p.Mark++; return p }
-	unmarked := func(p Position) Position { p.Mark = 0; return p }
+	other := func(p Position) Position { p.Fingerprint++; return p }
+	unmarked := func(p Position) Position { p.Fingerprint = 0; return p }
 	from := func(asked Position, p *Page) *Page { p.Asked = asked; return p }
 	plain := func(seq int64) Position { return Position{Epoch: testEpoch, Seq: seq} }
 	empty := &Page{Last: plain(0)}
@@ -332,9 +332,9 @@ func TestResumeGoesOnWithoutLossOrSaysWhere(t *testing.T) {
 		{"before the first event", pageOf(1, 3, 1, 2, 3), plain(0), plain(0), ""},
 		{"in order", from(at(2), pageOf(1, 3, 2, 3)), at(2), at(2), ""},
 		{"in order, from further back", pageOf(1, 9, 1, 2, 3), at(2), at(2), ""},
-		{"in order, fingerprint Unknown", pageOf(1, 3, 2, 3), unmarked(at(2)), plain(2), ""},
+		{"in order, fingerprint unknown", pageOf(1, 3, 2, 3), unmarked(at(2)), plain(2), ""},
 		{"at the end", pageOf(1, 3, 3), at(3), at(3), ""},
-		{"at the end, fingerprint Unknown", pageOf(1, 3), unmarked(at(3)), plain(3), ""},
+		{"at the end, fingerprint unknown", pageOf(1, 3), unmarked(at(3)), plain(3), ""},
 		{"a state without entries", pageOf(1, 9), at(3), at(3), ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

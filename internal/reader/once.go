@@ -56,7 +56,7 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 			}
 			// Each shard of a cluster loses events by itself. The position may now be that of
 			// another event. Then this lane delivers its own.
-			at.Mark = position.Fingerprint(e.Event.ID)
+			at.Fingerprint = position.Fingerprint(e.Event.ID)
 			if !r.Log.PerChannel || !m.tail.Another(at) {
 				return true
 			}

@@ -92,7 +92,7 @@ type modelLog struct {
 func (l *modelLog) last() (position.Position, string) {
 	p := position.Position{Epoch: l.epoch, Seq: l.seq}
 	if n := len(l.entries); n > 0 && l.entries[n-1].Pos.Seq == l.seq {
-		p.Mark = l.entries[n-1].Pos.Mark
+		p.Fingerprint = l.entries[n-1].Pos.Fingerprint
 		return p, idOf(l.entries[n-1].Event)
 	}
 	return p, ""
@@ -187,7 +187,7 @@ func (m *onceModel) publish() {
 		l := m.logs[name]
 		_, prev := l.last()
 		l.seq++
-		pos := position.Position{Epoch: l.epoch, Seq: l.seq, Mark: position.Fingerprint(ev.ID)}
+		pos := position.Position{Epoch: l.epoch, Seq: l.seq, Fingerprint: position.Fingerprint(ev.ID)}
 		l.entries = append(l.entries, position.LogEntry{Pos: pos, Event: ev.AppendJSON(nil), Also: also})
 		e.at[name] = pos
 		a := ev
@@ -265,7 +265,7 @@ func (m *onceModel) rewind() {
 func (m *onceModel) cut() {
 	m.messages = nil
 	for _, l := range m.logs {
-		l.tail.Question()
+		l.tail.Cut()
 	}
 }
 

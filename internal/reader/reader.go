@@ -116,7 +116,7 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 		}
 		if draining {
 			for _, l := range r.lanes {
-				l.tail.Show()
+				l.tail.Wake()
 			}
 		}
 		st, err := r.step(ctx)

@@ -16,12 +16,12 @@ import (
 
 // A Record is a commit's part for one log: the event's way into it, and what became of it.
 type Record struct {
-	Channel string
-	Mark    uint16            // fingerprint of the event
-	Pos     position.Position // where the event is; zero while that is not known
-	Again   bool              // the log had the event before this publish
-	Err     error             // why the last attempt has failed
-	Sure    bool              // Err makes certain that the log does not have the event
+	Channel     string
+	Fingerprint uint16            // fingerprint of the event
+	Pos         position.Position // where the event is; zero while that is not known
+	Again       bool              // the log had the event before this publish
+	Err         error             // why the last attempt has failed
+	Sure        bool              // Err makes certain that the log does not have the event
 }
 
 // settled reports whether another attempt would change nothing.
@@ -277,7 +277,7 @@ func (c *logCall) settle(reply any, lost bool) (last position.Position) {
 			r.settle("", 0)
 		}
 		if !r.Pos.IsZero() {
-			r.Pos.Mark = r.Mark
+			r.Pos.Fingerprint = r.Fingerprint
 			last = r.Pos
 		}
 		r.Sure = r.Sure && !lost // A lost attempt can still come and append the event.

@@ -40,7 +40,7 @@ func newCommit(t require.TestingT, idempotent bool, names ...string) *Commit {
 	ev := sample.Event()
 	c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: idempotent, Done: make(chan struct{})}
 	for _, name := range names {
-		c.Records = append(c.Records, Record{Channel: name, Mark: position.Fingerprint(c.ID)})
+		c.Records = append(c.Records, Record{Channel: name, Fingerprint: position.Fingerprint(c.ID)})
 	}
 	return c
 }
@@ -307,7 +307,7 @@ func (w *world) begin(p *testProducer) {
 		}
 		for _, name := range w.names {
 			if len(c.Records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
-				c.Records = append(c.Records, Record{Channel: name, Mark: position.Fingerprint(c.ID)})
+				c.Records = append(c.Records, Record{Channel: name, Fingerprint: position.Fingerprint(c.ID)})
 			}
 		}
 		if c.Idempotent {
@@ -469,7 +469,7 @@ func FuzzParseAppended(f *testing.F) {
 		f.Add(reply, "", uint8(6))
 	}
 	f.Fuzz(func(t *testing.T, reply, id string, odd uint8) {
-		records := []*Record{{Mark: position.Fingerprint(id)}, {Mark: position.Fingerprint(id + "2")}}
+		records := []*Record{{Fingerprint: position.Fingerprint(id)}, {Fingerprint: position.Fingerprint(id + "2")}}
 		c := logCall{records: records}
 		var any any = reply
 		if odd%2 == 1 {
@@ -487,7 +487,7 @@ func FuzzParseAppended(f *testing.F) {
 			if r.Err == nil {
 				require.Contains(t, "+=", line[:1])
 				require.Equal(t, line[:1] == "=", r.Again)
-				require.Equal(t, r.Mark, r.Pos.Mark)
+				require.Equal(t, r.Fingerprint, r.Pos.Fingerprint)
 				require.Positive(t, r.Pos.Epoch)
 				continue
 			}
@@ -577,7 +577,7 @@ func FuzzParsePage(f *testing.F) {
 		require.LessOrEqual(t, len(page.Entries), 2)
 		known := []position.Position{{}, position.Unknown, asked, page.Origin(), page.Last, page.First}
 		for _, e := range page.Entries {
-			require.True(t, e.Pos.Epoch > 0 && e.Pos.Epoch <= position.MaxEpoch && e.Pos.Seq >= 0 && e.Pos.Seq <= position.MaxSeq && e.Pos.Mark != 0, "%+v", e.Pos)
+			require.True(t, e.Pos.Epoch > 0 && e.Pos.Epoch <= position.MaxEpoch && e.Pos.Seq >= 0 && e.Pos.Seq <= position.MaxSeq && e.Pos.Fingerprint != 0, "%+v", e.Pos)
 			known = append(known, e.Pos)
 		}
 		// The rest holds only for what read.lua promises: one epoch, no number 0, entries in order,

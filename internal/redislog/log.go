@@ -217,7 +217,7 @@ func (l *Log) Find(ctx context.Context, channel, id string) (position.Position, 
 		}
 		if at, _ := parts[0].(string); at != "" {
 			pos, err := position.Parse(at)
-			pos.Mark = position.Fingerprint(id)
+			pos.Fingerprint = position.Fingerprint(id)
 			return pos, err == nil, err
 		}
 		from, _ = parts[1].(string)

@@ -90,7 +90,7 @@ func parsePage(asked position.Position, reply any) (*position.Page, error) {
 		return nil, err
 	}
 	if p.LastID, _ = parts[2].(string); p.LastID != "" {
-		p.Last.Mark = position.Fingerprint(p.LastID)
+		p.Last.Fingerprint = position.Fingerprint(p.LastID)
 	}
 	if parts[1] != "" {
 		if p.First, err = parsePositionOf(parts[1]); err != nil {
@@ -136,7 +136,7 @@ func parseEntry(item any) (e position.LogEntry, err error) {
 			e.Also = value
 		}
 	}
-	e.Pos.Mark = position.Fingerprint(eventID(e.Event))
+	e.Pos.Fingerprint = position.Fingerprint(eventID(e.Event))
 	return e, nil
 }
 

@@ -42,7 +42,7 @@ func (t *Tail) Offer(a wire.Event) bool {
 		}
 		return true
 	}
-	a.Position.Mark = position.Fingerprint(a.ID)
+	a.Position.Fingerprint = position.Fingerprint(a.ID)
 	t.finds = 0
 	switch {
 	case t.state != whole:
@@ -78,8 +78,8 @@ func (t *Tail) toLocked(s state) {
 	t.state = s
 }
 
-// Question puts the ring in doubt: the connection broke, or a new one begins here.
-func (t *Tail) Question() {
+// Cut puts the ring in doubt: the connection broke, or a new one begins here.
+func (t *Tail) Cut() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.state != unread {

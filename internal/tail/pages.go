@@ -123,7 +123,7 @@ func (p *page) from(pos position.Position) (View, bool) {
 		return View{}, false
 	case i >= 0 && !s.entries[i].pos.Same(pos):
 		return View{}, false
-	case i < 0 && pos.Mark != 0 && p.Asked.Seq > pos.Seq:
+	case i < 0 && pos.Fingerprint != 0 && p.Asked.Seq > pos.Seq:
 		return View{}, false // the read began behind pos: the fingerprint there was not compared
 	}
 	return s.from(i + 1), true

@@ -28,9 +28,9 @@ type Place struct {
 	slot   int       // index in tail.waiting; guarded by the tail's mu
 }
 
-// A glance is the answer of a tail to a reader: the entries that follow the place, or nothing at
+// A Glance is the answer of a tail to a reader: the entries that follow the place, or nothing at
 // the end of the tail, or that the reader has to read the log.
-type glance struct {
+type Glance struct {
 	View
 	Behind  bool // the ring does not reach back to the place, or is in doubt
 	Skipped bool // foreign events went by that the reader has not had
@@ -38,10 +38,10 @@ type glance struct {
 
 // Look gives what follows the place. It attaches a place whose position the ring has. Where nothing
 // is new, the Waiter is set once something is.
-func (t *Tail) Look(p *Place) glance {
+func (t *Tail) Look(p *Place) Glance {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var g glance
+	var g Glance
 	if p.attached && (p.run != t.run || p.ord < t.first) {
 		p.attached = false
 	}

@@ -80,7 +80,7 @@ func openTail(t testing.TB, last position.Position, onBad func(error)) *Tail {
 func TestHeldEventOfANewLog(t *testing.T) {
 	old := position.Position{Epoch: 1000, Seq: 5}
 	tl := openTail(t, old, nil)
-	tl.Question()
+	tl.Cut()
 	asked := tl.Want()
 	a := arrive(t, position.Position{Epoch: 2002, Seq: 1})
 	tl.Offer(a)
@@ -95,7 +95,7 @@ func TestHeldEventOfALostLog(t *testing.T) {
 	before, bad := position.Position{Epoch: 1000, Seq: 5}, 0
 	tl := openTail(t, before, func(error) { bad++ })
 	lost := &position.Page{Last: position.Position{Epoch: 2500, Seq: 1}, First: position.Position{Epoch: 2500, Seq: 1}}
-	tl.Question()
+	tl.Cut()
 	for _, late := range []int64{6, 7} {
 		tl.Offer(arrive(t, position.Position{Epoch: before.Epoch, Seq: late}))
 		require.True(t, tl.Fill(tl.Want(), lost, true))
@@ -109,7 +109,7 @@ func TestHeldEventOfALostLog(t *testing.T) {
 func TestStaleTails(t *testing.T) {
 	tl, later := openTail(t, position.Position{Epoch: 1000, Seq: 5}, nil), time.Now().Add(time.Hour)
 	require.Zero(t, tl.Stale(later))
-	tl.Question()
+	tl.Cut()
 	require.Greater(t, tl.Stale(later), 59*time.Minute)
 	require.False(t, tl.Fill(tl.Want(), &position.Page{Last: tl.last}, false))
 	require.Equal(t, behind, tl.state)
@@ -134,10 +134,10 @@ func TestNumberGivenTwice(t *testing.T) {
 	require.Equal(t, two.Position.Seq, tl.last.Seq, "nothing was added")
 
 	late := Place{Pos: one.Position, Waiter: pace.NewFlag()}
-	late.Pos.Mark = position.Fingerprint(one.ID)
+	late.Pos.Fingerprint = position.Fingerprint(one.ID)
 	require.True(t, tl.Look(&late).Behind, "nor is what the log may lack given to anybody")
-	page := &position.Page{Last: position.Position{Epoch: 1000, Seq: 3, Mark: position.Fingerprint(other.ID)}, Asked: tl.last}
-	page.Entries = []position.LogEntry{{Pos: position.Position{Epoch: 1000, Seq: 2, Mark: 77}}, {Pos: page.Last, Event: other.AppendJSON(nil)}}
+	page := &position.Page{Last: position.Position{Epoch: 1000, Seq: 3, Fingerprint: position.Fingerprint(other.ID)}, Asked: tl.last}
+	page.Entries = []position.LogEntry{{Pos: position.Position{Epoch: 1000, Seq: 2, Fingerprint: 77}}, {Pos: page.Last, Event: other.AppendJSON(nil)}}
 	require.True(t, tl.Fill(tl.Want(), page, true))
 	require.Empty(t, tl.segments)
 	require.Equal(t, page.Last, tl.last)
@@ -176,7 +176,7 @@ func benchTail(t testing.TB, n int) *Tail {
 	tl.state = whole
 	ev := sample.Event()
 	for i := range n {
-		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: int64(i + 1), Mark: 1}
+		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: int64(i + 1), Fingerprint: 1}
 		tl.addLocked(ev, "")
 	}
 	return tl
@@ -188,7 +188,7 @@ func BenchmarkFrame(b *testing.B) {
 	ev := sample.Event()
 	b.ReportAllocs()
 	for n := int64(1); b.Loop(); n++ {
-		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: n, Mark: 1}
+		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: n, Fingerprint: 1}
 		tl.addLocked(ev, "")
 	}
 }

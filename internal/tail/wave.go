@@ -54,7 +54,7 @@ func (t *Tail) sleepLocked(p *Place) {
 	p.slept, p.slot = t.wave+1, len(t.waiting)
 	t.waiting = append(t.waiting, sleeper{p, p.Waiter})
 	if t.surge && len(t.waiting) >= t.quorum && t.overLocked(time.Now()) {
-		t.showLocked()
+		t.waveLocked()
 	}
 }
 
@@ -62,10 +62,10 @@ func (t *Tail) sleepLocked(p *Place) {
 func (t *Tail) wakeLocked() {
 	switch {
 	case t.calm.IsZero():
-		t.showLocked()
+		t.waveLocked()
 	case !t.surge:
 		if now := time.Now(); t.overLocked(now) {
-			t.showLocked()
+			t.waveLocked()
 		} else {
 			t.surge = true
 			t.tickLocked(now)
@@ -98,20 +98,20 @@ func (t *Tail) tick() {
 	switch now := time.Now(); {
 	case !t.surge:
 	case t.overLocked(now):
-		t.showLocked()
+		t.waveLocked()
 	default:
 		t.tickLocked(now)
 	}
 }
 
-// Show begins a wave at once.
-func (t *Tail) Show() {
+// Wake begins a wave at once.
+func (t *Tail) Wake() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.showLocked()
+	t.waveLocked()
 }
 
-func (t *Tail) showLocked() {
+func (t *Tail) waveLocked() {
 	t.surge = false
 	t.wave++
 	if len(t.waiting) > 0 {

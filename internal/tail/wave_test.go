@@ -32,7 +32,7 @@ func inCrowd(t *testing.T, name string, test func(c *crowd)) {
 			for i := range c.places {
 				c.places[i] = Place{Waiter: pace.NewFlag(), Pos: c.tail.last}
 			}
-			c.tail.Show()
+			c.tail.Wake()
 			c.visit(0, crowdSize, 0)
 			test(c)
 		})
