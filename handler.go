@@ -343,7 +343,7 @@ func (q *request) refuseSoftly(limit *LimitError) {
 	// its own: it gets that back.
 	answer := wire.AppendRetry(nil, least, 2*least)
 	if id := lastEventID(q.r); id != "" {
-		answer = append(answer, "id: "+id+"\n"...)
+		answer = wire.AppendID(answer, id)
 	}
 	_, _ = q.w.Write(append(answer, '\n')) // the client may have gone
 }

@@ -121,3 +121,12 @@ func TestLogTextIsTheEventWithoutPosition(t *testing.T) {
 	require.NotContains(t, string(text), "position")
 	require.Equal(t, string(text[:len(text)-1])+`,"position":"5-6"}`, string(ev.AppendWire(nil)))
 }
+
+// TestGapReasonsAreThoseOfTheRooms, which streams write.
+func TestGapReasonsAreThoseOfTheRooms(t *testing.T) {
+	for api, room := range map[GapReason]position.Reason{
+		GapTrimmed: position.Trimmed, GapLost: position.Lost, GapRewound: position.Rewound, GapUnknown: position.Unreadable, GapUnlogged: position.Unlogged,
+	} {
+		require.EqualValues(t, room, api)
+	}
+}

@@ -37,7 +37,7 @@ func (p *Page) Origin() Position {
 
 // Resume decides how a reader at pos goes on in the log. It gives the position to go on from, and
 // the reason why something is missing before it, "" if nothing is. The entries, if there are any,
-// should begin at or before pos. This is the one place that decides what a gap is.
+// should begin at or before pos. This is the one place that decides what a gap in a log is.
 func (p *Page) Resume(pos Position) (Position, Reason) {
 	switch {
 	case pos.IsZero():

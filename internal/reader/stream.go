@@ -165,7 +165,7 @@ func (s *Stream) quiet() []byte {
 		s.buf = s.idBlock(s.buf)
 	}
 	if len(s.buf) == 0 {
-		return []byte(": keepalive\n\n")
+		return []byte(wire.Keepalive)
 	}
 	return append(s.buf, '\n')
 }

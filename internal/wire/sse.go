@@ -10,6 +10,9 @@ import (
 // IDField begins the line whose cursor a client remembers.
 const IDField = "id: "
 
+// Keepalive is a block that a client ignores: a comment.
+const Keepalive = ": keepalive\n\n"
+
 // AppendID appends the field that makes a cursor the client's last event id.
 func AppendID(b []byte, cursor string) []byte {
 	b = append(b, IDField...)
