@@ -164,6 +164,7 @@ func TestRevokeReachesEveryProcess(t *testing.T) {
 
 // TestRevokeWithoutRedis: here it counts at once; the error says that others may not know.
 func TestRevokeWithoutRedis(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	bus := newBus(t, s.Client(t), quiet())
 	ended, _ := walk(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{eventbus.ProjectChannel(uuid.New())}, Identity: "ann"})

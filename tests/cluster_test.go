@@ -54,6 +54,7 @@ func slotOf(t testing.TB, rdb *redis.ClusterClient, c eventbus.Channel) int {
 // TestClusterCarriesEventsToEveryChannel publishes to channels in several slots, and
 // resumes over all of them.
 func TestClusterCarriesEventsToEveryChannel(t *testing.T) {
+	t.Parallel()
 	rdb := redistest.StartCluster(t, 3, false).Client(t)
 	eachMode(t, func(t *testing.T, mode ...any) {
 		bus, ctx, project := newBus(t, rdb, mode...), deadline(t), uuid.New()
@@ -83,6 +84,7 @@ func TestClusterCarriesEventsToEveryChannel(t *testing.T) {
 
 // TestShardedMessagesStayOnTheirNode: that is what the mode is for.
 func TestShardedMessagesStayOnTheirNode(t *testing.T) {
+	t.Parallel()
 	c := redistest.StartCluster(t, 3, false)
 	rdb := c.Client(t)
 	bus, project := newBus(t, rdb, eventbus.WithShardedPubSub()), uuid.New()
@@ -122,6 +124,7 @@ func TestShardedPubSubOnOneServer(t *testing.T) {
 // TestSlotsMoveUnderLoad moves the slots of all channels round the cluster while they are
 // published to and read.
 func TestSlotsMoveUnderLoad(t *testing.T) {
+	t.Parallel()
 	c := redistest.StartCluster(t, 3, false)
 	rdb := c.Client(t)
 	eachMode(t, func(t *testing.T, mode ...any) {
@@ -168,6 +171,7 @@ func TestSlotsMoveUnderLoad(t *testing.T) {
 // TestMasterOfAClusterIsKilledAndReplaced: its replica takes over. What the replica had
 // not got yet is announced; everything else arrives.
 func TestMasterOfAClusterIsKilledAndReplaced(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, mode ...any) {
 		c := redistest.StartCluster(t, 3, true)
 		rdb := c.Client(t)
@@ -212,6 +216,7 @@ func TestMasterOfAClusterIsKilledAndReplaced(t *testing.T) {
 // TestOneShardIsDown freezes one of three masters: events for it fail with an error that
 // says which logs have them, those for others go on, and publishing again completes.
 func TestOneShardIsDown(t *testing.T) {
+	t.Parallel()
 	c := redistest.StartCluster(t, 3, false)
 	rdb := c.Client(t)
 	ctx := deadline(t)

@@ -209,6 +209,7 @@ func (s switching) Process(ctx context.Context, cmd redis.Cmder) error {
 
 // TestReplicaIsNotRead: it lags, and looks complete.
 func TestReplicaIsNotRead(t *testing.T) {
+	t.Parallel()
 	master, replica := redistest.Start(t), redistest.Start(t)
 	link := redistest.StartProxy(t, master.Addr)
 	a, b, ctx, project := master.Client(t), replica.Client(t), deadline(t), uuid.New()
@@ -343,6 +344,7 @@ func TestNoSpinWhileTheLogIsGone(t *testing.T) {
 // that has other events under its newest numbers, and hears only what follows those. Nothing
 // in what it hears is out of line.
 func TestFeedThatOutlivesADemotion(t *testing.T) {
+	t.Parallel()
 	one, two := redistest.Start(t), redistest.Start(t, "--repl-diskless-sync-delay", "0")
 	a, b, ctx, project := one.Client(t), two.Client(t), deadline(t), uuid.New()
 	follows := func(s, master *redistest.Server) {

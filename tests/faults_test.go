@@ -315,6 +315,7 @@ func TestFullMemory(t *testing.T) {
 // TestOutputBufferLimit: the feed does not read for a while, and Redis cuts it. It is
 // a connection that broke, like any other.
 func TestOutputBufferLimit(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t, "--client-output-buffer-limit", "pubsub 64kb 64kb 1")
 	p := redistest.StartProxy(t, s.Addr)
 	bus, project := newBus(t, split{s.Client(t), p.Client(t)}), uuid.New()
@@ -337,6 +338,7 @@ func TestOutputBufferLimit(t *testing.T) {
 // TestRedisIsAway for several times what Health allows: publishes fail within their
 // context, streams stay open, Health turns red, and green again by itself.
 func TestRedisIsAway(t *testing.T) {
+	t.Parallel()
 	const bound = time.Second
 	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	bus, project := newBus(t, s.Client(t), quiet(), eventbus.WithFreshness(bound), eventbus.WithKeepalive(200*time.Millisecond)), uuid.New()
@@ -540,6 +542,7 @@ func TestLostLogIsOneGap(t *testing.T) {
 // TestLogOfAQuietStreamLivesOn: whoever listens keeps a log alive. When nobody does any more, it goes
 // in its time.
 func TestLogOfAQuietStreamLivesOn(t *testing.T) {
+	t.Parallel()
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		const age = 2 * time.Second
 		bus := newBus(t, rdb, eventbus.WithRetention(eventbus.Retention{Events: 100, Age: age}), eventbus.WithFreshness(age/8))
@@ -973,6 +976,7 @@ func TestDeletedEntriesAreAGap(t *testing.T) {
 // TestResumeWhileRedisIsAway: what the tail still has is given, though the log would be
 // asked first.
 func TestResumeWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	bus, ctx, project := newBus(t, server.Client(t), quiet(), eventbus.WithFreshness(time.Second)), deadline(t), uuid.New()
 	require.NoError(t, bus.Publish(ctx, message(t, project, "before")))

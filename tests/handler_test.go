@@ -767,6 +767,7 @@ func TestClientThatStopsReadingIsCutAndDelaysNobody(t *testing.T) {
 }
 
 func TestRedisAwayAtConnectIsASoftRefusal(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	bus := newBus(t, server.Client(t), quiet())
 	warm := uuid.New()

@@ -415,7 +415,7 @@ func TestCursorWithOneBitFlipped(t *testing.T) {
 		b[i/8] ^= 1 << (i % 8)
 		try(header, bytesOf(b).String())
 	}
-	for i := range 8 * len(good.String()) {
+	for i := 0; i < 8*len(good.String()); i += 3 {
 		b := []byte(good.String())
 		b[i/8] ^= 1 << (i % 8)
 		try(parameter, string(b))

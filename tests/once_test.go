@@ -94,6 +94,7 @@ func TestOneShardGoesBackTwice(t *testing.T) {
 // TestGapBeforeAShardWentBack: what a reader passed over has numbers that are given again. It gets
 // the new events once, also where it resumes after each.
 func TestGapBeforeAShardWentBack(t *testing.T) {
+	t.Parallel()
 	for name, rdb := range map[string]redis.UniversalClient{
 		"lone": redistest.Start(t).Client(t), "cluster": redistest.StartCluster(t, 3, false).Client(t),
 	} {
@@ -168,6 +169,7 @@ func resumeOnce(t *testing.T, bus *eventbus.Bus, sub *eventbus.Subscription) (go
 // TestOneLogOfSeveralIsLost: an agent's log is lost while a reader is away that has had some of
 // it. The user's log, on another node, has the rest.
 func TestOneLogOfSeveralIsLost(t *testing.T) {
+	t.Parallel()
 	rdb := redistest.StartCluster(t, 3, false).Client(t)
 	bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
 	channels := []eventbus.Channel{eventbus.AgentChannel(uuid.New()), eventbus.UserChannel(uuid.New())}

@@ -12,6 +12,7 @@ import (
 
 // TestTheQuickstartRuns as it is pasted from README.md into an empty module.
 func TestTheQuickstartRuns(t *testing.T) {
+	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
 	_, rest, found := strings.Cut(string(readme), "```go\n")

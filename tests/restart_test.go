@@ -88,6 +88,7 @@ func (p *process) start(t *testing.T) {
 // TestRollingRestart restarts three processes one after the other under load, with 200
 // clients that come back as browsers do: when they were told to, with the last event id.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	const browsers = 200
 	s := redistest.Start(t)
 	publisher, project := newBus(t, s.Client(t), eventbus.WithPublishTimeout(time.Minute)), uuid.New()

@@ -42,6 +42,7 @@ type modelReader struct {
 // two buses on one Redis, and compares with a model: nothing is lost without a
 // gap in its place, nothing comes twice, all is in the order of its log.
 func TestResumeIsExact(t *testing.T) {
+	t.Parallel()
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		buses := []*eventbus.Bus{newBus(t, rdb), newBus(t, rdb)}
 		rapid.Check(t, func(t *rapid.T) { resumeIsExact(t, rdb, buses) })
@@ -221,6 +222,7 @@ func (r *modelReader) check(t *rapid.T, logs map[eventbus.Channel]*modelLog) {
 // TestConcurrentPublishersAndResumingReaders lets publishers on two buses run at
 // full speed against readers that drop and resume all the time, on either bus.
 func TestConcurrentPublishersAndResumingReaders(t *testing.T) {
+	t.Parallel()
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		ctx := deadline(t)
 		buses := []*eventbus.Bus{newBus(t, rdb), newBus(t, rdb)}
@@ -231,7 +233,7 @@ func TestConcurrentPublishersAndResumingReaders(t *testing.T) {
 		start, err := buses[0].Cursor(ctx, channels...)
 		require.NoError(t, err)
 
-		const publishers, each = 4, 500
+		const publishers, each = 4, 250
 		var published sync.WaitGroup
 		for n := range publishers {
 			published.Go(func() {

@@ -211,6 +211,7 @@ func patience(t testing.TB, s *redistest.Sentinels, d time.Duration) {
 // TestSentinelReplacesAMasterUnderLoad kills the master with -9 while many publish and
 // read. Publishers insist on each event until it is acknowledged.
 func TestSentinelReplacesAMasterUnderLoad(t *testing.T) {
+	t.Parallel()
 	for name, lag := range map[string]bool{"replica up to date": false, "replica lags": true} {
 		t.Run(name, func(t *testing.T) {
 			s := redistest.StartSentinels(t, 1, "--repl-diskless-sync-delay", "0")
@@ -517,6 +518,7 @@ func goodReplicas(t testing.TB, master *redistest.Server, n int) {
 // TestPublishNeedsItsReplicas: a master that must not take writes without a replica
 // says so, and then nothing is in any log or on any channel.
 func TestPublishNeedsItsReplicas(t *testing.T) {
+	t.Parallel()
 	master, replica := pair(t, "--min-replicas-to-write", "1", "--min-replicas-max-lag", "1")
 	for name, away := range map[string]struct{ leave, comeBack func() }{
 		"killed": {replica.Kill, func() { replica.Restart(t) }},
@@ -568,6 +570,7 @@ func TestPublishNeedsItsReplicas(t *testing.T) {
 
 // TestClientsOfReplicasAreRefused: they would lose every publish.
 func TestClientsOfReplicasAreRefused(t *testing.T) {
+	t.Parallel()
 	s := redistest.StartSentinels(t, 1, "--repl-diskless-sync-delay", "0")
 	replicaOnly := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "main", SentinelAddrs: s.Addrs, ReplicaOnly: true})
 	t.Cleanup(func() { _ = replicaOnly.Close() })
@@ -588,6 +591,7 @@ func TestClientsOfReplicasAreRefused(t *testing.T) {
 // same, so the logs are read there. Subscriptions go to any node; a replica passes on
 // what its master has published.
 func TestClientsThatReadFromReplicas(t *testing.T) {
+	t.Parallel()
 	options := map[string]redis.ClusterOptions{
 		"ReadOnly": {ReadOnly: true}, "RouteByLatency": {RouteByLatency: true}, "RouteRandomly": {RouteRandomly: true},
 	}
@@ -658,6 +662,7 @@ func listenTo(t *testing.T, rdb redis.UniversalClient, node *redistest.Server, m
 // fail with an error that says so, subscribers hear what is published to the new master,
 // and when the roles change back, publishes succeed again.
 func TestMasterTurnsIntoAReplica(t *testing.T) {
+	t.Parallel()
 	one, two := pair(t)
 	bus, project := newBus(t, one.Client(t)), uuid.New()
 	channel := eventbus.ProjectChannel(project)

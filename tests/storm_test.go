@@ -23,6 +23,7 @@ var storm = flag.Duration("storm", 6*time.Second, "for how long a test keeps Red
 // TestStormOfRepeats: Redis stands still under load, and callers repeat on error, as the README
 // advises. Each event is in the log once, and Redis serves others at once when it goes on.
 func TestStormOfRepeats(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	bus, direct, project := newBus(t, s.Client(t), quiet()), s.Client(t), uuid.New()
 	channels := []eventbus.Channel{eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New())}
@@ -104,6 +105,7 @@ func redisWork(t testing.TB, rdb *redis.Client) (calls int) {
 
 // TestRepeatsCostTheSameWhateverTheLog: nothing is ever searched for.
 func TestRepeatsCostTheSameWhateverTheLog(t *testing.T) {
+	t.Parallel()
 	rdb := redistest.Start(t).Client(t)
 	bus := newBus(t, rdb, eventbus.WithRetention(eventbus.Retention{}), eventbus.WithFreshness(time.Minute))
 	work := make(map[string]int)
