@@ -116,8 +116,8 @@ type revocation struct {
 // must refuse.
 //
 // In this process it takes effect at once, also with an error. An error, as of [Bus.Publish], says
-// that other processes may not know. Their streams find out at the next keepalive, when they ask
-// authorize. Revoke is safe for concurrent use.
+// that other processes may not know. Their streams of [Bus.Handler] find out at the next
+// keepalive, when they ask authorize. Iterators do not. Revoke is safe for concurrent use.
 func (b *Bus) Revoke(ctx context.Context, identity string) error {
 	if err := b.made(); err != nil {
 		return err

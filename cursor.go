@@ -4,8 +4,8 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Position is a place in the log of one channel: right behind one event. The log numbers its events
-// without holes. The epoch is the Redis time in milliseconds at which the log was created, or more
+// A Position is a place in the log of one channel: that of one event, and what follows it comes next.
+// The log numbers its events without a break. The epoch is the Redis time in milliseconds at which the log was created, or more
 // where that clock has stepped back. So a log that was lost and begun anew is not taken for the old
 // one. The text form is the ID of the entry in the Redis stream, "<epoch>-<seq>", such as
 // "1763868000000-42".
@@ -46,8 +46,8 @@ func (p *Position) UnmarshalText(text []byte) error {
 	return err
 }
 
-// A Cursor is where a subscription stands in all its channels, as opaque text. A browser keeps it as
-// its last event ID. Any bus on the same Redis resumes from it. It is for the channels that it was made
+// A Cursor is where a subscription stands in all its channels, as opaque text. A browser
+// sends it as Last-Event-ID; it is not the ID of the event. Any bus on the same Redis resumes from it. It is for the channels that it was made
 // with: [Subscription].After says what becomes of others. The zero Cursor says nothing of any channel.
 // Cursors are comparable.
 //

@@ -38,7 +38,7 @@
 //     several of its channels, for a publish that the bus repeats or the caller repeats after an
 //     error, and for any other repeat where each attempt said PublishOptions.Idempotent.
 //   - Nothing is lost silently. Where events cannot be delivered any more, a [GapError] stands in
-//     their place. What was delivered is never announced as lost.
+//     their place. What can be delivered is never announced as lost.
 //   - A [Cursor] resumes in any process on the same Redis, after any restart, while the logs keep
 //     what follows it.
 //   - Publish returns nil only when every log has the event. Otherwise a [PublishError] says which
@@ -50,8 +50,8 @@
 //     while Redis does not answer.
 //
 // Replication in Redis is asynchronous. When a replica takes over, it can lack the newest events
-// that were acknowledged. A subscriber that had been given them is told of a gap. For one that had
-// not, nothing is missing in the log that is left. Redis's own remedy is min-replicas-to-write.
+// that were acknowledged. A subscriber that had them is told of a gap. One that had not got them sees
+// a complete log. Redis's own remedy is min-replicas-to-write.
 // docs/reliability.md has this and the other limits.
 //
 // # Foreign publishers

@@ -11,8 +11,8 @@ import (
 
 // Errors that callers branch on with [errors.Is].
 var (
-	// ErrClosed is returned by every operation on a bus after [Bus.Close] or [Bus.Shutdown] has
-	// begun. It ends every subscription that was open then.
+	// ErrClosed is returned by publishes, subscriptions and the other operations that begin after
+	// [Bus.Close] or [Bus.Shutdown] has begun. It ends every subscription that was open then.
 	ErrClosed = errors.New("eventbus: bus is closed")
 
 	// ErrUnavailable is wrapped by an error that says that Redis could not be reached, did not

@@ -17,7 +17,7 @@ import (
 // A Type names what happened, as "{domain}.{action}". The domain "stream" belongs to the bus itself.
 type Type string
 
-// The 20 types of the schema. The payload of each is the struct of the same name with "Payload" behind
+// The 20 types of the schema. The payload of each is the Go type of the same name with "Payload" behind
 // it. [Register] adds a program's own types.
 const (
 	AgentSpawned       Type = "agent.spawned"

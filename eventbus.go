@@ -196,7 +196,7 @@ func (b *Bus) drain() {
 // for all of them, and then closes the bus. When the context ends first, it closes the bus at once and
 // returns the context's cause.
 //
-// Shut the bus down before the [net/http.Server]: the Shutdown of that waits for open streams.
+// Shut the bus down first, and a [net/http.Server] then: its Shutdown waits for open streams.
 func (b *Bus) Shutdown(ctx context.Context) error {
 	if b.ctx == nil {
 		return nil
@@ -252,7 +252,7 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Cursor gives the present position of channels, as Redis has it. It is for a page that shows a state
+// Cursor gives the current position of channels, as Redis has it. It is for a page that shows a state
 // and then the events that change it. The order matters on both sides:
 //
 //   - The program that changes the state stores it first, and publishes the event then.
@@ -317,10 +317,9 @@ func (b *Bus) heads(ctx context.Context, requests []redislog.Request) ([]positio
 	}
 }
 
-// Health is nil while the bus keeps every subscriber fresh. Otherwise the error wraps
-// [ErrUnavailable], and says since when subscribers may be behind, and why; or it is [ErrClosed].
-// Health asks nobody and answers at once: the bus notices by itself, within the time of
-// [WithFreshness].
+// Health fails when the bus could not keep its subscribers fresh for the time of [WithFreshness]. The
+// error wraps [ErrUnavailable], and says for how long and why; or it is [ErrClosed]. Health asks nobody
+// and answers at once: the bus finds out by itself.
 func (b *Bus) Health() error {
 	if err := b.made(); err != nil {
 		return err
@@ -341,7 +340,7 @@ type counters struct {
 	refusedSubscribers, refusedPerIdentity, refusedChannels, refusedEventSize atomic.Int64
 }
 
-// Stats are counts since the bus was made, and present numbers.
+// Stats are counts since the bus was made, and current numbers.
 type Stats struct {
 	// Published counts publishes that succeeded, repeated ones included.
 	Published int64
@@ -373,7 +372,7 @@ type Refused struct {
 	EventSize   int64 // LimitEventSize: publishes
 }
 
-// Stats returns the counts and present numbers.
+// Stats returns the counts and the current numbers.
 func (b *Bus) Stats() Stats {
 	if b.ctx == nil {
 		return Stats{}

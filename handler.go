@@ -27,8 +27,7 @@ var (
 	// ErrNotFound is answered with 404: there is no such thing.
 	ErrNotFound = errors.New("eventbus: not found")
 	// ErrGone is answered with 204: what was there has ended, do not come back. A client that was
-	// away does not get the last events then. So do not return it for a request with a
-	// Last-Event-ID, until the client had time to read what it had missed.
+	// away gets no more events then. Do not return it while clients may still need the last events.
 	ErrGone = errors.New("eventbus: gone")
 )
 
@@ -38,6 +37,8 @@ var (
 //   - [ErrUnauthorized] and [http.ErrNoCookie]: 401. [ErrForbidden]: 403. [ErrNotFound]: 404.
 //     [ErrGone]: 204.
 //   - A [*ValidationError], for a request that makes no sense: 400.
+//   - A [*LimitError] for the channels: 400. For subscribers of an identity, a client other than an
+//     EventSource gets 429.
 //   - Any other error is taken to be temporary: the client is told to come back.
 //   - No channels and no error is a mistake of the program: 500, and a log line.
 //
@@ -60,8 +61,8 @@ var (
 // server's WriteTimeout.
 //
 // A ResponseWriter that cannot flush or set deadlines is answered with 500 at once, and a log line:
-// usually a middleware hides the server's own writer. A request with a body is answered with 400. With
-// a nil authorize, every request gets 403. With a wrong option, every request gets 500, and there is a
+// usually a middleware hides the server's own writer. A request with a body is answered with 400,
+// another method than GET with 405. With a nil authorize, every request gets 403. With a wrong option, every request gets 500, and there is a
 // log line.
 func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error), opts ...SSEOption) http.Handler {
 	if authorize == nil {

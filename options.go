@@ -53,9 +53,9 @@ type Retention struct {
 	// about 100 more may be there. 0 keeps all of them.
 	Events int
 	// Age is how long after its last event, or its last listener, a log is dropped as a whole. How
-	// old its events are does not matter. It counts in whole milliseconds. 0 never drops a log. A
-	// log that has never had an event is dropped an hour after its last listener, or after Age if
-	// that is less.
+	// old its events are does not matter. It counts in whole milliseconds. 0 keeps a log for ever,
+	// once it has had an event. An empty log is dropped an hour after its last listener, or after
+	// Age if that is shorter and not 0.
 	Age time.Duration
 }
 
@@ -69,7 +69,7 @@ func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = pre
 // default is 10,000 events, and 24 hours after the last use. A zero field of r is no bound: it is not
 // the default. So Retention{Events: 500} never drops a log. Negative numbers are an error of [New]. So
 // is an age below [WithFreshness], because a listener renews a log's life only that often. Where
-// processes on one Redis differ, the longest age counts, and the smallest number of events.
+// processes have different settings, the longest age counts, and the smallest number of events.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.
@@ -78,13 +78,13 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 }
 
 // WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows more.
-// Then it returns a [*PublishError] that wraps [ErrUnavailable]. A publish that certainly has not run,
-// because Redis cannot be reached or refuses for now, fails after half of that time. The default is 5s.
-// Less than 10ms is an error of [New].
+// Then it returns a [*PublishError] that wraps [ErrUnavailable]. If Redis cannot be reached, or refuses
+// for now, the publish fails after half of that time: then the event certainly was not written. The
+// default is 5s. Less than 10ms is an error of [New].
 func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
-// WithMaxEventSize sets the size of the longest event that may be published, in bytes of its JSON, and
-// of the longest message of a foreign publisher that is delivered. A longer event gets a [*LimitError].
+// WithMaxEventSize sets the size of the largest event that may be published, in bytes of its JSON, and
+// of the largest message of a foreign publisher that is delivered. A larger event gets a [*LimitError].
 // The default is 256 KiB. Less than 1 KiB, or more than 64 MiB, is an error of [New].
 func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
 

@@ -25,7 +25,7 @@ type Payload interface {
 	EventType() Type
 }
 
-// Register makes the type of P's events known. Every bus in the program then publishes them, and
+// Register makes the type of P's events known. Every bus in the program then accepts them, and
 // checks their payload against P. A program calls it for its own types, usually before it makes a bus.
 // Only publishers need it: subscribers get every well-formed type, and [PayloadAs] needs no
 // registration.

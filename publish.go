@@ -9,7 +9,7 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// PublishOptions are those of [Bus.PublishWith]. The zero value is that of [Bus.Publish] without
+// PublishOptions are for [Bus.PublishWith]. With the zero value it does what [Bus.Publish] does without
 // channels.
 type PublishOptions struct {
 	// Channels get the event, as does its project's channel. There are at most 31, see
@@ -42,7 +42,7 @@ type Receipt struct {
 // the context had ended before the call, and [ErrClosed] on a closed bus.
 //
 // A [*PublishError] says which logs have the event. It is safe to publish the same event again then.
-// (After nil, the event would be in the logs twice: see [PublishOptions].) A PublishError also comes
+// (After nil, do not publish it again: it would be in the logs twice.) A PublishError also comes
 // when the context ends, or the time of [WithPublishTimeout] is over. A call that is on the wire goes
 // on then: the bus repeats it until Redis answers, for 10 minutes at most, so the event may still come
 // into its logs.

@@ -13,7 +13,8 @@ import (
 // standard defines them in section 9.2, "Server-sent events".
 type Frame []byte
 
-// An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE].
+// An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE]. With a wrong one,
+// the handler answers 500, and SubscribeSSE ends with an error.
 type SSEOption func(*sseOptions)
 
 type sseOptions struct{ keepalive, writeTimeout, retry time.Duration }
@@ -27,9 +28,10 @@ func WithKeepalive(d time.Duration) SSEOption { return func(o *sseOptions) { o.k
 // is cut. The default is 10s. Less than 10ms is an error.
 func WithWriteTimeout(d time.Duration) SSEOption { return func(o *sseOptions) { o.writeTimeout = d } }
 
-// WithRetry sets how soon browsers come back when their stream breaks. Each is told a random time: from
-// d to twice d, and up to 1s more for every 500 streams that the process has open. After a soft
-// refusal it is 8 to 16 times d. The default is 250ms. Less than 1ms, or more than 1h, is an error.
+// WithRetry sets how soon browsers come back when their stream breaks. Each is told a random time
+// between d and twice d. For every 500 streams that the process has open, the upper end is 1s later.
+// After a soft refusal (see [Bus.Handler]) it is 8 to 16 times d. The default is 250ms. Less than 1ms,
+// or more than 1h, is an error.
 func WithRetry(d time.Duration) SSEOption { return func(o *sseOptions) { o.retry = d } }
 
 func newSSEOptions(opts []SSEOption) (sseOptions, error) {

@@ -23,8 +23,8 @@ type Subscription struct {
 	// 128 bytes each.
 	Types []string
 	// After is the cursor to resume from. With the zero Cursor the subscription begins now. A
-	// channel that the cursor does not cover begins now. If a channel that the cursor covers is left
-	// out here, events that were also in that channel may be missing or come twice.
+	// channel that the cursor does not cover begins now. Keep all channels that it covers: without
+	// one, events that are in several channels may be missing or come twice.
 	After Cursor
 	// Oldest begins with the oldest event of each log. It cannot be combined with After.
 	Oldest bool
@@ -38,8 +38,8 @@ type Subscription struct {
 	// an identity, neither applies. It has at most 1,024 bytes, and leaves the process only as a
 	// SHA-256 hash.
 	Identity string
-	// ValidUntil is for [Bus.Handler]: the time at which authorize is called again at the latest.
-	// When it is zero, authorize is called at keepalives.
+	// ValidUntil is for [Bus.Handler]: authorize is called again at this time, too, and not only at
+	// keepalives. It may be zero.
 	ValidUntil time.Time
 }
 
