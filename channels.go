@@ -62,7 +62,7 @@ func ParseChannel(s string) (Channel, error) {
 	kind, id, _ := strings.Cut(s, ":")
 	c, err := NewChannel(ChannelKind(kind), id)
 	if err != nil {
-		return Channel{}, invalid("channel", "channel", "%s is not project:<uuid>, agent:<uuid> or user:<uuid>", rawjson.Excerpt(s))
+		return Channel{}, invalid("channel", "channel", "must be project:<uuid>, agent:<uuid> or user:<uuid>, not %s", rawjson.Excerpt(s))
 	}
 	return c, nil
 }

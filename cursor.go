@@ -55,7 +55,8 @@ func (p *Position) UnmarshalText(text []byte) error {
 // up.
 type Cursor struct{ text string }
 
-// ParseCursor reads the text form. "" is the zero Cursor.
+// ParseCursor reads the text form. "" is the zero Cursor, with which a subscription begins now: take an
+// empty stored text for a first start.
 func ParseCursor(s string) (Cursor, error) {
 	if s == "" {
 		return Cursor{}, nil

@@ -167,10 +167,14 @@ type GapError struct {
 
 // Error names the channel, the reason and the position.
 func (e *GapError) Error() string {
-	if e.From.IsZero() {
-		return fmt.Sprintf("eventbus: gap in %s: %s", e.Channel, e.Reason)
+	reason := string(e.Reason)
+	if e.Reason == GapUnknown {
+		reason += ": the cursor or Last-Event-ID cannot be read, or names an event that no log has"
 	}
-	return fmt.Sprintf("eventbus: gap in %s after %s: %s", e.Channel, e.From, e.Reason)
+	if e.From.IsZero() {
+		return fmt.Sprintf("eventbus: gap in %s: %s", e.Channel, reason)
+	}
+	return fmt.Sprintf("eventbus: gap in %s after %s: %s", e.Channel, e.From, reason)
 }
 
 // A PublishError says which logs have an event whose publish did not succeed everywhere.

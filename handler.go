@@ -47,14 +47,17 @@ var (
 // stream ends if it then refuses, or returns other channels, other types or another identity.
 //
 //	mux.Handle("GET /projects/{project}/events", bus.Handler(func(r *http.Request) (eventbus.Subscription, error) {
-//		user, err := session(r)
+//		user, err := login(r)
 //		if err != nil {
 //			return eventbus.Subscription{}, eventbus.ErrUnauthorized
 //		}
-//		return eventbus.Subscription{Channels: user.Channels(r.PathValue("project"))}, nil
+//		return eventbus.Subscription{
+//			Channels: user.Channels(r.PathValue("project")),
+//			Identity: user.ID, // for Revoke and WithMaxPerIdentity
+//		}, nil
 //	}))
 //
-// The client's Last-Event-ID resumes the stream, or ?last_event_id= where it cannot set headers. The
+// EventSource sends cookies, but no headers of yours. Its Last-Event-ID resumes the stream, or ?last_event_id= where it cannot set headers. The
 // header takes precedence. When the bus cannot serve now, an EventSource gets a soft refusal: status
 // 200, a time to come back at, and the end. Other clients get 503 with Retry-After. A client that does
 // not read is cut by a deadline on each write (see [WithWriteTimeout]), which also replaces the
@@ -66,6 +69,9 @@ var (
 // log line.
 func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error), opts ...SSEOption) http.Handler {
 	if authorize == nil {
+		if b.made() == nil {
+			b.warn("a handler without authorize answers 403 to every request", ErrForbidden)
+		}
 		authorize = func(*http.Request) (Subscription, error) { return Subscription{}, ErrForbidden }
 	}
 	o, err := newSSEOptions(opts)
@@ -112,6 +118,9 @@ func (q *request) serve() {
 		q.refuse(authorizeError(err))
 		return
 	}
+	if !q.canStream() {
+		return
+	}
 	q.sub = sub
 	if id := lastEventID(q.r); id != "" {
 		sub.LastEventID = id
@@ -120,6 +129,9 @@ func (q *request) serve() {
 	reader, err := b.open(ctx, sub)
 	cancel()
 	if err != nil {
+		if refusal(err) || errors.Is(err, ErrLimit) {
+			b.warn("a subscription that authorize returned is refused", err)
+		}
 		q.refuse(err)
 		return
 	}
@@ -136,9 +148,8 @@ func (q *request) serve() {
 	q.stream(s)
 }
 
-// sound answers requests that could not be served, whoever sends them.
+// sound reports whether the request can be one for a stream. It answers any other.
 func (q *request) sound() bool {
-	b := q.bus
 	if q.r.ContentLength != 0 {
 		// The server would read the body before the first byte of the answer, and wait for it in vain.
 		_ = q.control.EnableFullDuplex()
@@ -150,13 +161,20 @@ func (q *request) sound() bool {
 		problem(q.w, http.StatusMethodNotAllowed, "an event stream is read with GET", nil)
 	case q.r.ContentLength != 0:
 		problem(q.w, http.StatusBadRequest, "a request for an event stream has no body", nil)
-	case !canStream(q.w) || q.control.SetWriteDeadline(time.Time{}) != nil:
-		b.warn("a stream needs a ResponseWriter that can flush and set deadlines: a middleware hides the server's; "+
-			"give its ResponseWriter an Unwrap method, or leave it out for this route", http.ErrNotSupported)
-		problem(q.w, http.StatusInternalServerError, "the server cannot stream here", nil)
 	default:
 		return true
 	}
+	return false
+}
+
+// canStream reports whether a stream can be written. It answers the request where not.
+func (q *request) canStream() bool {
+	if canStream(q.w) && q.control.SetWriteDeadline(time.Time{}) == nil {
+		return true
+	}
+	q.bus.warn("a stream needs a ResponseWriter that can flush and set deadlines. Usually a middleware hides the server's: "+
+		"give its ResponseWriter an Unwrap method, or leave it out for this route. In a test, use httptest.NewServer", http.ErrNotSupported)
+	problem(q.w, http.StatusInternalServerError, "the server cannot stream here", nil)
 	return false
 }
 

@@ -116,7 +116,7 @@ func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshne
 func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 
 // WithLogger sets where the bus logs what needs attention. The default is
-// [slog.Default]. Payloads and credentials are never logged.
+// [slog.Default], as it is when [New] is called. Payloads and credentials are never logged.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 func (o *options) check() error {

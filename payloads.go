@@ -44,7 +44,7 @@ func Register[P Payload]() error {
 
 func register(t reflect.Type, typ Type) error {
 	if !wire.WellFormed(string(typ)) {
-		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action", t, rawjson.Excerpt(string(typ)))
+		return fmt.Errorf("eventbus: register %s: type %s is not of the form domain.action, or its domain is stream", t, rawjson.Excerpt(string(typ)))
 	}
 	if err := schema.Register(string(typ), t); err != nil {
 		return fmt.Errorf("eventbus: register %s: %w", t, err)
@@ -66,7 +66,7 @@ func PayloadAs[P Payload](ev Event) (P, error) {
 		return payload, fmt.Errorf("eventbus: payload of %s: %w", ev.Type, err)
 	}
 	if want := payload.EventType(); ev.Type != want {
-		return payload, invalid("payload of "+string(want), "type", "is %s", rawjson.Excerpt(string(ev.Type)))
+		return payload, invalid("payload of "+string(want), "type", "is %s, not %s", rawjson.Excerpt(string(ev.Type)), want)
 	}
 	p := problems{subject: "payload of " + string(ev.Type)}
 	raw := ev.Payload

@@ -114,7 +114,7 @@ func Of(t reflect.Type) (*Schema, error) {
 				field.fallback = new(strings.TrimPrefix(tag, "default="))
 				field.nullable = false
 			default:
-				return nil, fmt.Errorf("field %s: tag eventbus:%q is not required, or default=TEXT on a *string", f.Name, tag)
+				return nil, fmt.Errorf("field %s: tag eventbus:%q is unknown: it is required, or default=TEXT on a *string", f.Name, tag)
 			}
 			s.fields = append(s.fields, field)
 		}
