@@ -101,7 +101,7 @@ func (a *admissions) open() int {
 // Revocations go through a log of their own, as events do. So a process whose connection broke misses
 // none. The log need not keep them long: streams also ask authorize again at keepalives.
 var (
-	controlChannel   = Channel{kind: "eventbus"}
+	controlChannel   = Channel{kind: "eventbus", id: uuid.Nil.String()}
 	controlRetention = Retention{Events: 1000, Age: time.Hour}
 )
 

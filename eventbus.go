@@ -269,7 +269,7 @@ func (b *Bus) Cursor(ctx context.Context, channels ...Channel) (Cursor, error) {
 		return Cursor{}, err
 	}
 	sub := Subscription{Channels: channels}
-	if err := sub.check(&b.options); err != nil {
+	if err := b.check(&sub); err != nil {
 		return Cursor{}, err
 	}
 	if !b.enter() {
@@ -368,7 +368,7 @@ type Stats struct {
 type Refused struct {
 	Subscribers int64 // LimitSubscribers: subscriptions
 	PerIdentity int64 // LimitPerIdentity: subscriptions
-	Channels    int64 // LimitChannels: subscriptions and publishes
+	Channels    int64 // LimitChannels: subscriptions, publishes and cursors
 	EventSize   int64 // LimitEventSize: publishes
 }
 

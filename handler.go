@@ -367,7 +367,7 @@ func (q *request) refuseSoftly(limit *LimitError) {
 	_, _ = q.w.Write(append(answer, '\n')) // the client may have gone
 }
 
-// LastEventID gives what the client has seen last: from the header, which counts, or
+// lastEventID gives what the client has seen last: from the header, which counts, or
 // the query. What no id field could hold is replaced by something that no log has.
 func lastEventID(r *http.Request) string {
 	id := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("last_event_id"))

@@ -3,6 +3,7 @@ package eventbus
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"path"
@@ -165,10 +166,7 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
 	if err := b.made(); err != nil {
 		return nil, err
 	}
-	if err := sub.check(&b.options); err != nil {
-		if len(sub.Channels) > b.options.maxChannels {
-			b.stats.refusedChannels.Add(1)
-		}
+	if err := b.check(&sub); err != nil {
 		return nil, err
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -193,6 +191,15 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// check refuses a subscription that cannot be read, and counts where that is for a limit.
+func (b *Bus) check(sub *Subscription) error {
+	err := sub.check(&b.options)
+	if errors.Is(err, ErrLimit) {
+		b.stats.refusedChannels.Add(1)
+	}
+	return err
 }
 
 // watched waits until the bus listens to revocations, if they can concern the subscriber.

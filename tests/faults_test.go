@@ -1052,3 +1052,35 @@ func TestALogThatCannotBeReadHoldsUpNoOther(t *testing.T) {
 	}
 	require.Less(t, fault.reads.Load(), int64(events/3))
 }
+
+// TestTheEndOfTheBusEndsASubscriptionThatBegins while Redis does not say where a log ends.
+func TestTheEndOfTheBusEndsASubscriptionThatBegins(t *testing.T) {
+	for name, end := range map[string]func(*eventbus.Bus) error{
+		"close":    (*eventbus.Bus).Close,
+		"shutdown": func(bus *eventbus.Bus) error { return bus.Shutdown(deadline(t)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, fault := onMiniredis(t), &readFault{}
+			client.AddHook(fault)
+			bus := newBus(t, client, quiet())
+			channels := []eventbus.Channel{eventbus.ProjectChannel(uuid.New()), eventbus.ProjectChannel(uuid.New())}
+			now(t, bus, channels...) // their tails are there
+			cursor, err := bus.Cursor(deadline(t), channels[0])
+			require.NoError(t, err)
+			f := follow(t, bus, eventbus.Subscription{Channels: channels})
+			f.end()
+			key := logKey(channels[1])
+			fault.key.Store(&key)
+			ended := make(chan error, 1)
+			go func() {
+				for _, err := range bus.SubscribeWith(context.Background(), eventbus.Subscription{Channels: channels, After: cursor}) {
+					ended <- err
+					return
+				}
+			}()
+			require.Eventually(t, func() bool { return fault.reads.Load() > 0 }, time.Minute, time.Millisecond)
+			require.NoError(t, end(bus))
+			require.ErrorIs(t, <-ended, eventbus.ErrClosed)
+		})
+	}
+}

@@ -146,9 +146,13 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
 	defer cancel()
 	receipt, err := a.bus.PublishWith(ctx, ev, eventbus.PublishOptions{Channels: channels, Idempotent: idempotent})
+	limit := &eventbus.LimitError{}
+	errors.As(err, &limit)
 	switch {
-	case errors.Is(err, eventbus.ErrLimit):
+	case limit.Limit == eventbus.LimitEventSize:
 		refuse(w, problem{Status: http.StatusRequestEntityTooLarge, Detail: err.Error()})
+	case limit.Limit == eventbus.LimitChannels:
+		refuse(w, problem{Status: http.StatusUnprocessableEntity, Detail: err.Error(), Errors: []eventbus.FieldError{{Field: "agents", Problem: "and users are too many"}}})
 	case err != nil:
 		w.Header().Set("Retry-After", "2")
 		refuse(w, problem{Status: http.StatusServiceUnavailable, ID: ev.ID,

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -69,7 +70,7 @@ func (f *Feed) mend(ctx context.Context) {
 	queues := make(map[string]*fillQueue) // by node
 	done := make(chan filled)
 	var retry pace.Backoff
-	var failed, retried []*tail.Tail
+	failed, retried := make(map[*tail.Tail]bool), make(map[*tail.Tail]bool)
 	var again <-chan time.Time
 	for {
 		select {
@@ -78,19 +79,21 @@ func (f *Feed) mend(ctx context.Context) {
 		case <-f.wants:
 		case <-again:
 			again = nil
-			f.want(true, failed...)
-			failed, retried = nil, failed
+			f.want(true, slices.Collect(maps.Keys(failed))...)
+			failed, retried = make(map[*tail.Tail]bool), failed
 		case now := <-care.C:
 			f.dropCold(now)
-			f.want(true, f.some(func(t *tail.Tail) bool { return t.Stale(now) > 0 && !slices.Contains(failed, t) })...)
+			f.want(true, f.some(func(t *tail.Tail) bool { return t.Stale(now) > 0 && !failed[t] })...)
 		case <-compare.C:
 			// The logs have what a connection that looks alive has not brought. Tails without
 			// readers are compared too, because a read extends the life of the log.
 			f.want(false, f.some(func(*tail.Tail) bool { return true })...)
 		case d := <-done:
 			d.queue.busy = false
-			failed = append(failed, d.failed...)
-			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail.Tail) bool { return slices.Contains(retried, t) }) {
+			for _, t := range d.failed {
+				failed[t] = true
+			}
+			if len(failed) == 0 && slices.ContainsFunc(d.batch, func(t *tail.Tail) bool { return retried[t] }) {
 				retry = pace.Backoff{}
 			} else if len(failed) > 0 && again == nil {
 				again = retry.After()

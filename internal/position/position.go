@@ -87,7 +87,7 @@ func Parse(s string) (Position, error) {
 	return Position{Epoch: int64(epoch), Seq: int64(seq)}, nil
 }
 
-// Fingerprint gives the Mark of the event with this id. It is never 0.
+// Fingerprint gives the fingerprint of the event with this id. It is never 0.
 func Fingerprint[T string | []byte](id T) uint16 {
 	sum := fnv1a(fnvBasis, id)
 	return max(uint16(sum>>16)^uint16(sum), 1)

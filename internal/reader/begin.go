@@ -51,6 +51,9 @@ func (rs *Readers) New() *Reader { return &Reader{Readers: rs, waiter: pace.NewF
 // Begin waits until all channels can be read, and puts the reader where the subscription begins.
 // Close the reader afterwards, also if Begin returns an error.
 func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(r.Draining, func() { cancel(context.Cause(r.Draining)) })()
 	r.types = newTypeFilter(sub.Types)
 	var names []string
 	for _, c := range sub.Channels {
@@ -64,8 +67,6 @@ func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
 		case <-l.tail.Opened:
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-r.Draining.Done():
-			return context.Cause(r.Draining)
 		}
 	}
 	return r.start(ctx, sub, names)
@@ -116,7 +117,7 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 		}
 		// The channel is new to the cursor. It begins where its log ends, not its tail: an event on
 		// its way to the tail may already have been delivered from a channel of the cursor.
-		if l.place.Pos, err = l.tail.LogEnd(ctx); err != nil {
+		if l.place.Pos, err = r.logEnd(ctx, l.tail); err != nil {
 			return err
 		}
 		l.began = l.place.Pos
@@ -129,6 +130,23 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 func (r *Reader) startAt(pos position.Position) {
 	for _, l := range r.lanes {
 		l.place.Pos, l.began = pos, position.Position{}
+	}
+}
+
+// logEnd asks where the log of a tail ends, until there is an answer.
+func (r *Reader) logEnd(ctx context.Context, t *tail.Tail) (position.Position, error) {
+	var retry pace.Backoff
+	for {
+		end, err := t.LogEnd(ctx)
+		if err == nil || ctx.Err() != nil {
+			return end, err
+		}
+		r.Warn("reading a log failed; trying again", err)
+		select {
+		case <-retry.After():
+		case <-ctx.Done():
+			return end, context.Cause(ctx)
+		}
 	}
 }
 

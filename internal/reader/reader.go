@@ -217,9 +217,10 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 			return r.gap(l, l.place.Pos, position.Unlogged), nil
 		}
 		if !g.Behind {
+			l.failed = nil
 			return nil, nil
 		}
-		if time.Now().Before(l.again) {
+		if time.Now().Before(l.again) && r.Draining.Err() == nil {
 			return nil, l.failed
 		}
 		v, pos, gap, err := l.tail.After(ctx, l.place.Pos)

@@ -154,20 +154,25 @@ local function place(event, where, marker, also)
     items[i] = answered(log, n) or marker and not log.err and marked(log, KEYS[marker + i - 1])
     log.items[n] = items[i] or ''
   end
+  -- The logs that have the event come first, so that the entries in the others name them in also.
   local failed
-  for i, log in ipairs(where) do
-    local item = items[i] or failed or append(log, event, also, true)
-    local at = match(item, '^[=~]?(%d+-%d+)')
-    if at and marker and not items[i] then
-      local set = pcall('SET', KEYS[marker + i - 1], at, 'PX', markerLife)
-      if set.err then item = '~' .. at .. ' ' .. set.err end
-    end
-    log.items[#log.items] = item
-    log.alike = log.alike and item == at
-    if at then
-      also = also .. (also == '' and '' or ' ') .. log.channel .. '@' .. at
-    else
-      failed = failed or item
+  for _, known in ipairs({true, false}) do
+    for i, log in ipairs(where) do
+      if (items[i] and true or false) == known then
+        local item = items[i] or failed or append(log, event, also, true)
+        local at = match(item, '^[=~]?(%d+-%d+)')
+        if at and marker and not known then
+          local set = pcall('SET', KEYS[marker + i - 1], at, 'PX', markerLife)
+          if set.err then item = '~' .. at .. ' ' .. set.err end
+        end
+        log.items[#log.items] = item
+        log.alike = log.alike and item == at
+        if at then
+          also = also .. (also == '' and '' or ' ') .. log.channel .. '@' .. at
+        else
+          failed = failed or item
+        end
+      end
     end
   end
 end

@@ -329,7 +329,12 @@ func (w *world) attempt(p *testProducer, lost bool) {
 	}
 	require.Empty(w.t, w.l.Send(context.Background(), []*Call{p.call}))
 	for _, c := range p.commits {
-		also := ""
+		also := "" // the logs that had the event come first
+		for _, r := range c.Records {
+			if r.Again {
+				also = strings.TrimPrefix(also+" "+r.Channel+"@"+r.Pos.String(), " ")
+			}
+		}
 		for _, r := range c.Records {
 			require.NoError(w.t, r.Err)
 			require.Equal(w.t, c.ID, idsIn(w.client, r.Channel)[r.Pos.String()], "the answer is true")
@@ -338,8 +343,8 @@ func (w *world) attempt(p *testProducer, lost bool) {
 			if !r.Again {
 				got, _ := entry.Values["also"].(string)
 				require.Equal(w.t, also, got)
+				also = strings.TrimPrefix(also+" "+r.Channel+"@"+r.Pos.String(), " ")
 			}
-			also = strings.TrimPrefix(also+" "+r.Channel+"@"+r.Pos.String(), " ")
 		}
 	}
 	w.older = append(w.older, p.call)
@@ -673,4 +678,23 @@ func TestAFullMemoryBeginsNoLog(t *testing.T) {
 	again, err := l.Read(ctx, Request{Channel: "project:old"})
 	require.NoError(t, err)
 	require.Equal(t, old.Last, again.Last)
+}
+
+// TestPublishedAgainToMoreLogs, by another process, which names the new one first: its entry says where
+// the event is already.
+func TestPublishedAgainToMoreLogs(t *testing.T) {
+	eachServer(t, func(t *testing.T, client *redis.Client) {
+		ctx, l := context.Background(), newTestLog(client)
+		const added, old = "project:added", "agent:old"
+		c := newCommit(t, true, old)
+		require.Empty(t, l.Send(ctx, []*Call{l.NewCall("one", 1, []*Commit{c})}))
+		event := sample.Event()
+		again := &Commit{ID: c.ID, Event: event.AppendJSON(nil), Idempotent: true, Done: make(chan struct{}),
+			Records: []Record{{Channel: added}, {Channel: old}}}
+		require.Empty(t, l.Send(ctx, []*Call{l.NewCall("two", 1, []*Commit{again})}))
+		require.True(t, again.Records[1].Again)
+		entries := client.XRange(ctx, logKey(added), "-", "+").Val()
+		require.Len(t, entries, 1)
+		require.Equal(t, old+"@"+c.Records[0].Pos.String(), entries[0].Values["also"])
+	})
 }

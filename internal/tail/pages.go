@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/syndarix/eventbus/internal/pace"
 	"github.com/syndarix/eventbus/internal/position"
 )
 
@@ -83,25 +82,22 @@ func (t *Tail) After(ctx context.Context, pos position.Position) (View, position
 	}
 }
 
-// LogEnd asks where the log ends now, again and again until there is an answer.
+// LogEnd asks Redis where the log ends now.
 func (t *Tail) LogEnd(ctx context.Context) (position.Position, error) {
-	var retry pace.Backoff
-	for {
-		answers := make(chan *position.Page, 1)
-		t.pages.read(Request{}, func(lp *position.Page, _ error) { answers <- lp })
-		select {
-		case page := <-answers:
-			if page != nil {
-				return page.Last, nil
-			}
-		case <-ctx.Done():
-			return position.Position{}, context.Cause(ctx)
+	type answer struct {
+		page *position.Page
+		err  error
+	}
+	answers := make(chan answer, 1)
+	t.pages.read(Request{}, func(page *position.Page, err error) { answers <- answer{page, err} })
+	select {
+	case a := <-answers:
+		if a.err != nil {
+			return position.Position{}, a.err
 		}
-		select {
-		case <-retry.After():
-		case <-ctx.Done():
-			return position.Position{}, context.Cause(ctx)
-		}
+		return a.page.Last, nil
+	case <-ctx.Done():
+		return position.Position{}, context.Cause(ctx)
 	}
 }
 
