@@ -136,8 +136,8 @@ func (k Key) positions(out []byte, position func(i int) Position) []byte {
 	return out
 }
 
-// ErrCursor is the error for text that is no cursor.
-var ErrCursor = errors.New("eventbus: not a cursor")
+// errCursor is the error for text that is no cursor.
+var errCursor = errors.New("eventbus: not a cursor")
 
 // A cursorReader takes numbers from a cursor. One that is missing or out of bounds sets bad.
 type cursorReader struct {
@@ -183,11 +183,11 @@ func (r *cursorReader) firstEpoch() int64 {
 func DecodeCursor(s string) ([]Entry, error) {
 	// The decoder ignores line breaks, so one cursor would have many texts.
 	if len(s) > MaxCursorLength || strings.ContainsAny(s, "\r\n") {
-		return nil, ErrCursor
+		return nil, errCursor
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil || len(b) < 2 || b[0]&0xF0 != cursorVersion || b[1] == 0 {
-		return nil, ErrCursor
+		return nil, errCursor
 	}
 	entries := make([]Entry, b[1])
 	r := cursorReader{b: b[2:]}
@@ -202,18 +202,18 @@ func DecodeCursor(s string) ([]Entry, error) {
 			e.Pos.Epoch = r.epoch(entries[i-1].Pos.Epoch)
 		}
 		if r.bad {
-			return nil, ErrCursor
+			return nil, errCursor
 		}
 	}
 	for len(r.b) > 0 {
 		tag := r.bytes(1)[0]
 		i := int(tag & 0x3F)
 		if i >= len(entries) {
-			return nil, ErrCursor
+			return nil, errCursor
 		}
 		r.passed(&entries[i], tag>>6)
 		if r.bad {
-			return nil, ErrCursor
+			return nil, errCursor
 		}
 	}
 	for i := range entries {

@@ -73,8 +73,8 @@ const (
 	MaxSeq   = 1<<53 - 1
 )
 
-// ErrPosition is the error of Parse.
-var ErrPosition = errors.New("eventbus: not a position of the form <epoch>-<seq>")
+// errPosition is the error of Parse.
+var errPosition = errors.New("eventbus: not a position of the form <epoch>-<seq>")
 
 // Parse reads the text form.
 func Parse(s string) (Position, error) {
@@ -82,7 +82,7 @@ func Parse(s string) (Position, error) {
 	epoch, err1 := strconv.ParseUint(e, 10, 48)
 	seq, err2 := strconv.ParseUint(q, 10, 53)
 	if !ok || err1 != nil || err2 != nil || epoch == 0 || e[0] == '+' || q[0] == '+' {
-		return Position{}, ErrPosition
+		return Position{}, errPosition
 	}
 	return Position{Epoch: int64(epoch), Seq: int64(seq)}, nil
 }

@@ -81,8 +81,8 @@ type logCall struct {
 // markerTTL is how long the marker of an Idempotent event lives.
 const markerTTL = 10 * time.Minute
 
-// NewCall makes the call of a producer with this number. append.lua says what is in the arguments.
-func (l *Log) NewCall(producer string, number int64, commits []*Commit) *Call {
+// newCall makes the call of a producer with this number. append.lua says what is in the arguments.
+func (l *Log) newCall(producer string, number int64, commits []*Commit) *Call {
 	c := &Call{producer: producer, number: number, Commits: commits}
 	index := make(map[string]int, 1)
 	for _, commit := range commits {
@@ -121,7 +121,7 @@ func (l *Log) NewCall(producer string, number int64, commits []*Commit) *Call {
 // share a slot. They share a number, as each goes to another log.
 func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
 	if !l.PerChannel {
-		return []*Call{l.NewCall(producer, number, batch)}
+		return []*Call{l.newCall(producer, number, batch)}
 	}
 	var order []string
 	parts := make(map[string][]*Commit)
@@ -134,7 +134,7 @@ func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
 	}
 	calls := make([]*Call, len(order))
 	for i, name := range order {
-		calls[i] = l.NewCall(producer, number, parts[name])
+		calls[i] = l.newCall(producer, number, parts[name])
 	}
 	return calls
 }
@@ -215,7 +215,7 @@ func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 	case len(c.Commits) < before && !c.Lost:
 		// What is settled must not be tried again, so the rest is a new call. After a lost attempt
 		// the number has to stay, because that attempt may still come: all of the call is repeated.
-		return l.NewCall(c.producer, c.number+1, c.Commits)
+		return l.newCall(c.producer, c.number+1, c.Commits)
 	}
 	return c
 }

@@ -65,7 +65,7 @@ func TestCallsRunOnce(t *testing.T) {
 		for _, c := range commits {
 			events[c.ID] = c.Event
 		}
-		call := l.NewCall("one", 7, slices.Clone(commits))
+		call := l.newCall("one", 7, slices.Clone(commits))
 		require.Empty(t, l.Send(ctx, []*Call{call}))
 		var first [][]Record
 		for _, c := range commits {
@@ -84,7 +84,7 @@ func TestCallsRunOnce(t *testing.T) {
 				}
 				fresh = append(fresh, f)
 			}
-			require.Empty(t, l.Send(ctx, []*Call{l.NewCall("one", number, slices.Clone(fresh))}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", number, slices.Clone(fresh))}))
 			return fresh
 		}
 		for i, c := range again(7, commits) {
@@ -115,7 +115,7 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 		commits := []*Commit{newCommit(t, false, good), newCommit(t, false, bad, good), newCommit(t, false, good, bad), newCommit(t, true, bad)}
-		call := l.NewCall("one", 1, slices.Clone(commits))
+		call := l.newCall("one", 1, slices.Clone(commits))
 		require.Empty(t, l.Send(ctx, []*Call{call}))
 		for i, want := range [][]bool{{true}, {false, false}, {true, false}, {false}} {
 			for n, done := range want {
@@ -165,7 +165,7 @@ func TestLogsBegin(t *testing.T) {
 		}
 		appendOne := func() position.Position {
 			c := newCommit(t, false, name)
-			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{c})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{c})}))
 			require.NoError(t, c.Records[0].Err)
 			return c.Records[0].Pos
 		}
@@ -212,7 +212,7 @@ func TestLivesOfLogs(t *testing.T) {
 		left := func() time.Duration { return client.PTTL(ctx, logKey(name)).Val().Round(time.Minute) }
 		publish := func(a time.Duration) {
 			age = a
-			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
 		}
 		read := func(a time.Duration) {
 			age = a
@@ -246,7 +246,7 @@ func TestProducersAreSweptUp(t *testing.T) {
 		const name = "project:p"
 		key := producersKey(name)
 		appendOne := func() {
-			require.Empty(t, l.Send(ctx, []*Call{l.NewCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
 		}
 		appendOne()
 		old := time.Now().Add(-2 * time.Hour).UnixMilli()
@@ -315,7 +315,7 @@ func (w *world) begin(p *testProducer) {
 		}
 		p.commits = append(p.commits, c)
 	}
-	p.call = w.l.NewCall(p.name, p.number, slices.Clone(p.commits))
+	p.call = w.l.newCall(p.name, p.number, slices.Clone(p.commits))
 }
 
 // attempt sends the call of a producer. With lost, the answer does not arrive.
@@ -451,7 +451,7 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 		commits := []*Commit{newCommit(t, false, bad), newCommit(t, false, good)}
-		call := l.NewCall("one", 1, slices.Clone(commits))
+		call := l.newCall("one", 1, slices.Clone(commits))
 		cmd := redis.NewCmd(ctx)
 		cmd.SetVal([]any{"!WRONGTYPE", "!OOM"})
 		left := l.settle(call, cmd)
@@ -519,7 +519,7 @@ func BenchmarkAppend(b *testing.B) {
 					commits[i] = &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Done: make(chan struct{}),
 						Records: []Record{{Channel: "project:p"}}}
 				}
-				if left := l.Send(context.Background(), []*Call{l.NewCall("bench", number, commits)}); left != nil {
+				if left := l.Send(context.Background(), []*Call{l.newCall("bench", number, commits)}); left != nil {
 					b.Fatal("not settled")
 				}
 			}
@@ -625,7 +625,7 @@ func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	l := newTestLog(client)
 	require.NoError(t, l.Probe(ctx))
 	const name = "project:p"
-	call := l.NewCall("one", 1, []*Commit{newCommit(t, false, name)})
+	call := l.newCall("one", 1, []*Commit{newCommit(t, false, name)})
 	repeated := call.scriptCall
 	require.Empty(t, l.Send(ctx, []*Call{call}))
 	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{repeated})[0].Err())
@@ -640,7 +640,7 @@ func TestALostAttemptThatComesLate(t *testing.T) {
 	require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 	require.NoError(t, client.ScriptLoad(ctx, appendScript.source).Err())
 	g, b := newCommit(t, false, good), newCommit(t, false, bad)
-	call := l.NewCall("one", 7, []*Commit{g, b})
+	call := l.newCall("one", 7, []*Commit{g, b})
 	late := call.scriptCall
 	call.Lost = true // The first attempt is still on its way.
 
@@ -687,11 +687,11 @@ func TestPublishedAgainToMoreLogs(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const added, old = "project:added", "agent:old"
 		c := newCommit(t, true, old)
-		require.Empty(t, l.Send(ctx, []*Call{l.NewCall("one", 1, []*Commit{c})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, []*Commit{c})}))
 		event := sample.Event()
 		again := &Commit{ID: c.ID, Event: event.AppendJSON(nil), Idempotent: true, Done: make(chan struct{}),
 			Records: []Record{{Channel: added}, {Channel: old}}}
-		require.Empty(t, l.Send(ctx, []*Call{l.NewCall("two", 1, []*Commit{again})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("two", 1, []*Commit{again})}))
 		require.True(t, again.Records[1].Again)
 		entries := client.XRange(ctx, logKey(added), "-", "+").Val()
 		require.Len(t, entries, 1)

@@ -74,13 +74,13 @@ func (ev *Event) AppendJSON(b []byte) []byte {
 	b = append(b, `,"timestamp":"`...)
 	b = appendTime(b, ev.Timestamp)
 	b = append(b, `","project_id":"`...)
-	b = AppendUUID(b, ev.ProjectID)
+	b = append(b, ev.ProjectID.String()...)
 	b = append(b, `","actor_id":`...)
 	if ev.ActorID == nil {
 		b = append(b, "null"...)
 	} else {
 		b = append(b, '"')
-		b = AppendUUID(b, *ev.ActorID)
+		b = append(b, ev.ActorID.String()...)
 		b = append(b, '"')
 	}
 	b = append(b, `,"actor_type":`...)
@@ -117,9 +117,6 @@ func appendTime(b []byte, t time.Time) []byte {
 	}
 	return b
 }
-
-// AppendUUID appends the text of a UUID.
-func AppendUUID(b []byte, u uuid.UUID) []byte { return append(b, u.String()...) }
 
 // Decode reads an event as it is in a log, on a channel or in an event stream. Its payload shares
 // memory with data. The error is of type [rawjson.Faults].
@@ -219,7 +216,7 @@ func (d *decoder) uuid(field string, value []byte) (id uuid.UUID, ok bool) {
 	if !ok {
 		return id, false
 	}
-	id, err := ReadUUID(s)
+	id, err := readUUID(s)
 	if err != nil {
 		d.Add(field, "%s is not a UUID", rawjson.Excerpt(string(s)))
 	}
@@ -282,8 +279,8 @@ func ParseUUID(s string) (uuid.UUID, error) {
 	return uuid.Parse(s)
 }
 
-// ReadUUID also reads the other forms that the Python services take.
-func ReadUUID(s []byte) (uuid.UUID, error) {
+// readUUID also reads the other forms that the Python services take.
+func readUUID(s []byte) (uuid.UUID, error) {
 	if len(s) == 38 && (s[0] != '{' || s[37] != '}') {
 		return uuid.Nil, rawjson.ErrNotUUID // uuid.Parse does not look at the braces
 	}
