@@ -100,7 +100,9 @@ func TestGapBeforeAShardWentBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			// Plain messages could come late, from before.
-			newBus := func(t *testing.T, rdb redis.UniversalClient) *eventbus.Bus { return newBus(t, rdb, eventbus.WithShardedPubSub()) }
+			newBus := func(t *testing.T, rdb redis.UniversalClient) *eventbus.Bus {
+				return newBus(t, rdb, eventbus.WithShardedPubSub())
+			}
 			bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
 			agent, channel := eventbus.AgentChannel(uuid.New()), eventbus.ProjectChannel(project)
 			sub := now(t, bus, agent)
