@@ -101,8 +101,7 @@ func ExampleGapError() {
 
 	sub := eventbus.Subscription{Channels: []eventbus.Channel{channel}, After: cursor}
 	for ev, err := range bus.SubscribeWith(ctx, sub) {
-		var gap *eventbus.GapError
-		if errors.As(err, &gap) {
+		if gap, ok := errors.AsType[*eventbus.GapError](err); ok {
 			fmt.Println("missing events, since the log was", gap.Reason) // load the state again, and keep gap.Cursor
 			continue
 		}

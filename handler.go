@@ -300,7 +300,7 @@ var statuses = []struct {
 	{ErrGone, http.StatusNoContent},
 }
 
-// refusal tells whether err means "do not come back".
+// refusal reports whether err means "do not come back".
 func refusal(err error) bool {
 	var bad *ValidationError
 	if errors.As(err, &bad) {

@@ -124,7 +124,7 @@ func (p *Parser) dispatch() Block {
 	return block
 }
 
-// Has tells whether the block has a field of this name.
+// Has reports whether the block has a field of this name.
 func (b Block) Has(name string) bool {
 	for _, line := range b.Lines {
 		if field, _, _ := strings.Cut(line, ":"); field == name {
@@ -134,7 +134,7 @@ func (b Block) Has(name string) bool {
 	return false
 }
 
-// Comment tells whether the block is nothing but comments.
+// Comment reports whether the block is nothing but comments.
 func (b Block) Comment() bool {
 	for _, line := range b.Lines {
 		if line[0] != ':' {
