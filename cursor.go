@@ -4,10 +4,10 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Position is a place in the log of one channel: that of one event, and what follows it comes next.
-// The log numbers its events without a break. The epoch is the Redis time in milliseconds at which the log was created, or more
-// where that clock has stepped back. So a log that was lost and begun anew is not taken for the old
-// one. The text form is the ID of the entry in the Redis stream, "<epoch>-<seq>", such as
+// A Position is the place of one event in the log of one channel. It has two numbers. The epoch names
+// one life of the log: it is the Redis time in milliseconds at which the log was created, or more where
+// that clock has stepped back. So a log that was lost and begun anew is not taken for the old one. The
+// other number counts the events from 1, without a break. The text form is the ID of the Redis entry, "<epoch>-<seq>", such as
 // "1763868000000-42".
 //
 // The zero Position stands before everything, and its text form is "". Positions are comparable. To

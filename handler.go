@@ -39,7 +39,8 @@ var (
 //   - A [*ValidationError], for a request that makes no sense: 400.
 //   - A [*LimitError] for the channels: 400. For subscribers of an identity, a client other than an
 //     EventSource gets 429.
-//   - Any other error is taken to be temporary: the client is told to come back.
+//   - Any other error is taken to be temporary. At the beginning, the client is told to come back.
+//     Later, the stream goes on, and authorize is called again after the keepalive time.
 //   - No channels and no error is a mistake of the program: 500, and a log line.
 //
 // authorize runs on the request's goroutine. It is called again with the same request at every

@@ -84,7 +84,8 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
 // WithMaxEventSize sets the size of the largest event that may be published, in bytes of its JSON, and
-// of the largest message of a foreign publisher that is delivered. A larger event gets a [*LimitError].
+// of the largest message of a foreign publisher. A larger event gets a [*LimitError]. A larger message
+// is skipped, and counted in Stats.Unreadable.
 // The default is 256 KiB. Less than 1 KiB, or more than 64 MiB, is an error of [New].
 func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
 

@@ -81,8 +81,8 @@ func (b *Bus) newStream(ctx context.Context, r *subscriber, o sseOptions) *reade
 //
 // Nothing happens before the range begins. The walk ends with an error, alone and last. Before the
 // first frame it is a wrong option, a [*LimitError], or a [*ValidationError] for the subscription.
-// Later it is the cause of the context's end, [ErrRevoked], or [ErrClosed], after a last frame that
-// tells the client when to come back. While Redis is away, the walk waits.
+// Later it is the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there is
+// one more frame, which tells the client when to come back. While Redis is away, the walk waits.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		o, err := newSSEOptions(opts)
