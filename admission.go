@@ -98,8 +98,8 @@ func (a *admissions) open() int {
 	return a.n
 }
 
-// Revocations go through a log of their own, as events do. So a process whose connection broke misses
-// none. The log need not keep them long: streams also ask authorize again at keepalives.
+// Revocations go through a log of their own, as events do. So a process whose connection broke
+// misses none. The log need not keep them long: streams also ask authorize again at keepalives.
 var (
 	controlChannel   = Channel{kind: "eventbus", id: uuid.Nil.String()}
 	controlRetention = Retention{Events: 1000, Age: time.Hour}
@@ -110,10 +110,10 @@ type revocation struct {
 	Identity string `json:"identity"` // base64url of the hash
 }
 
-// Revoke ends every open subscription that has this [Subscription].Identity, in all processes on this
-// Redis whose buses have the same prefix. Iterators end with [ErrRevoked], streams of [Bus.Handler]
-// between two frames. Revoke keeps nobody out: when the client comes back, authorize is called, and
-// must refuse.
+// Revoke ends every open subscription that has this [Subscription].Identity, in all processes on
+// this Redis whose buses have the same prefix. Iterators end with [ErrRevoked], streams of
+// [Bus.Handler] between two frames. Revoke keeps nobody out: when the client comes back, authorize
+// is called, and must refuse.
 //
 // In this process it takes effect at once, also with an error. An error, as of [Bus.Publish], says
 // that other processes may not know. Their streams of [Bus.Handler] find out at the next

@@ -18,8 +18,8 @@ const (
 	UserKind    ChannelKind = "user"
 )
 
-// A Channel names a sequence of events: all of a project, of an agent, or for a user. Its text form is
-// "project:<uuid>", "agent:<uuid>" or "user:<uuid>", with the UUID in lower case. Channels are
+// A Channel names a sequence of events: all of a project, of an agent, or for a user. Its text form
+// is "project:<uuid>", "agent:<uuid>" or "user:<uuid>", with the UUID in lower case. Channels are
 // comparable and can be map keys. The zero Channel is no channel, and is refused wherever one is
 // needed.
 type Channel struct {
@@ -36,8 +36,8 @@ func AgentChannel(id uuid.UUID) Channel { return Channel{AgentKind, id.String()}
 // UserChannel is the channel of one user.
 func UserChannel(id uuid.UUID) Channel { return Channel{UserKind, id.String()} }
 
-// NewChannel makes a channel from a kind and an ID, for example of a URL. The kind is one of the three,
-// and the ID a UUID, in upper or lower case. The error is a [*ValidationError].
+// NewChannel makes a channel from a kind and an ID, for example of a URL. The kind is one of the
+// three, and the ID a UUID, in upper or lower case. The error is a [*ValidationError].
 func NewChannel(kind ChannelKind, id string) (Channel, error) {
 	p := problems{subject: "channel"}
 	switch kind {
@@ -57,7 +57,8 @@ func NewChannel(kind ChannelKind, id string) (Channel, error) {
 	return Channel{kind, u.String()}, nil
 }
 
-// ParseChannel reads the text form. The UUID may be in upper case. The error is a [*ValidationError].
+// ParseChannel reads the text form. The UUID may be in upper case. The error is a
+// [*ValidationError].
 func ParseChannel(s string) (Channel, error) {
 	kind, id, _ := strings.Cut(s, ":")
 	c, err := NewChannel(ChannelKind(kind), id)

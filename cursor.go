@@ -4,11 +4,11 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Position is the place of one event in the log of one channel. It has two numbers. The epoch names
-// one life of the log: it is the Redis time in milliseconds at which the log was created, or more where
-// that clock has stepped back. So a log that was lost and begun anew is not taken for the old one. The
-// other number counts the events from 1, without a break. The text form is the ID of the Redis entry, "<epoch>-<seq>", such as
-// "1763868000000-42".
+// A Position is the place of one event in the log of one channel. It has two numbers. The epoch
+// names one life of the log: it is the Redis time in milliseconds at which the log was created, or
+// more where that clock has stepped back. So a log that was lost and begun anew is not taken for
+// the old one. The other number counts the events from 1, without a break. The text form is the ID
+// of the Redis entry, "<epoch>-<seq>", such as "1763868000000-42".
 //
 // The zero Position stands before everything, and its text form is "". Positions are comparable. To
 // resume a subscription takes a [Cursor].
@@ -33,7 +33,8 @@ func (p Position) String() string { return p.place().String() }
 // MarshalText implements [encoding.TextMarshaler].
 func (p Position) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// UnmarshalText implements [encoding.TextUnmarshaler], as [ParsePosition] does; "" is the zero Position.
+// UnmarshalText implements [encoding.TextUnmarshaler], as [ParsePosition] does; "" is the zero
+// Position.
 func (p *Position) UnmarshalText(text []byte) error {
 	if len(text) == 0 {
 		*p = Position{}
@@ -46,17 +47,17 @@ func (p *Position) UnmarshalText(text []byte) error {
 	return err
 }
 
-// A Cursor is where a subscription stands in all its channels, as opaque text. A browser
-// sends it as Last-Event-ID; it is not the ID of the event. Any bus on the same Redis resumes from it. It is for the channels that it was made
-// with: [Subscription].After says what becomes of others. The zero Cursor says nothing of any channel.
-// Cursors are comparable.
+// A Cursor is where a subscription stands in all its channels, as opaque text. A browser sends it
+// as Last-Event-ID; it is not the ID of the event. Any bus on the same Redis resumes from it. It is
+// for the channels that it was made with: [Subscription].After says what becomes of others. The
+// zero Cursor says nothing of any channel. Cursors are comparable.
 //
 // The text has base64url characters only, and at most 128 of them for six channels that have caught
 // up.
 type Cursor struct{ text string }
 
-// ParseCursor reads the text form. "" is the zero Cursor, with which a subscription begins now: take an
-// empty stored text for a first start.
+// ParseCursor reads the text form. "" is the zero Cursor, with which a subscription begins now:
+// take an empty stored text for a first start.
 func ParseCursor(s string) (Cursor, error) {
 	if s == "" {
 		return Cursor{}, nil

@@ -50,9 +50,9 @@
 //     while Redis does not answer.
 //
 // Replication in Redis is asynchronous. When a replica takes over, it can lack the newest events
-// that were acknowledged. A subscriber that had them is told of a gap. One that had not got them sees
-// a complete log. Redis's own remedy is min-replicas-to-write.
-// docs/reliability.md has this and the other limits.
+// that were acknowledged. A subscriber that had them is told of a gap. One that had not got them
+// sees a complete log. Redis's own remedy is min-replicas-to-write. docs/reliability.md has this
+// and the other limits.
 //
 // # Foreign publishers
 //

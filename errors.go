@@ -25,8 +25,8 @@ var (
 	// ErrLimit is what every [*LimitError] is.
 	ErrLimit = errors.New("eventbus: a limit of the bus is reached")
 
-	// ErrUnsupported is wrapped by the error of [New] for a Redis that cannot do what the bus needs.
-	// The text says what to change.
+	// ErrUnsupported is wrapped by the error of [New] for a Redis that cannot do what the bus
+	// needs. The text says what to change.
 	ErrUnsupported = redislog.ErrUnsupported
 )
 
@@ -43,8 +43,8 @@ type FieldError struct {
 func (e FieldError) Error() string { return e.Field + " " + e.Problem }
 
 // A ValidationError says everything that is wrong with an event, a payload, a channel or a
-// subscription: every bad field at once. Match it with [errors.AsType]. It never holds the values of
-// a payload.
+// subscription: every bad field at once. Match it with [errors.AsType]. It never holds the values
+// of a payload.
 type ValidationError struct {
 	// Subject is what is wrong: "event", "payload of agent.message", "channel".
 	Subject string
@@ -150,8 +150,8 @@ const (
 	GapUnlogged GapReason = "unlogged"
 )
 
-// A GapError stands in a subscription where events are missing: they cannot be delivered any more. It
-// is the one error after which the iteration goes on. A program loads again what it knows about
+// A GapError stands in a subscription where events are missing: they cannot be delivered any more.
+// It is the one error after which the iteration goes on. A program loads again what it knows about
 // Channel, and continues.
 type GapError struct {
 	// Channel is the channel that misses events.
@@ -179,9 +179,9 @@ func (e *GapError) Error() string {
 
 // A PublishError says which logs have an event whose publish did not succeed everywhere.
 //
-// For 10 minutes it is safe to publish the same event again through the same bus. That waits for the
-// attempt that is under way, and a log that has the event keeps its one entry. If every attempt says
-// [PublishOptions].Idempotent, another process may do it, too.
+// For 10 minutes it is safe to publish the same event again through the same bus. That waits for
+// the attempt that is under way, and a log that has the event keeps its one entry. If every attempt
+// says [PublishOptions].Idempotent, another process may do it, too.
 type PublishError struct {
 	// ID is the id of the event.
 	ID string

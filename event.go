@@ -14,11 +14,12 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Type names what happened, as "{domain}.{action}". The domain "stream" belongs to the bus itself.
+// A Type names what happened, as "{domain}.{action}". The domain "stream" belongs to the bus
+// itself.
 type Type string
 
-// The 20 types of the schema. The payload of each is the Go type of the same name with "Payload" behind
-// it. [Register] adds a program's own types.
+// The 20 types of the schema. The payload of each is the Go type of the same name with "Payload"
+// behind it. [Register] adds a program's own types.
 const (
 	AgentSpawned       Type = "agent.spawned"
 	AgentStatusChanged Type = "agent.status_changed"
@@ -107,10 +108,11 @@ type Event struct {
 	Cursor Cursor
 }
 
-// NewEvent makes an event of the type that the payload belongs to, with a new UUIDv7 and the present
-// time. Set ID or Timestamp afterwards to bring your own. The error is a [*ValidationError] that names
-// every bad field: no project, an unknown actor type, a payload that lacks a required field or has NaN
-// or invalid UTF-8 in it. NewEvent does not check whether the type is registered; Publish does.
+// NewEvent makes an event of the type that the payload belongs to, with a new UUIDv7 and the
+// present time. Set ID or Timestamp afterwards to bring your own. The error is a [*ValidationError]
+// that names every bad field: no project, an unknown actor type, a payload that lacks a required
+// field or has NaN or invalid UTF-8 in it. NewEvent does not check whether the type is registered;
+// Publish does.
 func NewEvent(project uuid.UUID, actor Actor, payload Payload) (Event, error) {
 	p := problems{subject: "event"}
 	if project == uuid.Nil {
@@ -163,9 +165,9 @@ func payloadPath(field string) string {
 	return "payload." + field
 }
 
-// Validate reports whether [Bus.Publish] would take the event: every field is there and well-formed,
-// the type is registered, and the payload has what its struct requires. It does not check the size.
-// The error is a [*ValidationError] that names every bad field.
+// Validate reports whether [Bus.Publish] would take the event: every field is there and
+// well-formed, the type is registered, and the payload has what its struct requires. It does not
+// check the size. The error is a [*ValidationError] that names every bad field.
 func (ev Event) Validate() error {
 	p := problems{subject: "event"}
 	if ev.ID == "" {
@@ -224,9 +226,9 @@ func (ev Event) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads the wire format, and the data of an event stream. It also reads what other
-// publishers write: unknown members are ignored, of a repeated member the last one counts, a timestamp
-// may have an offset or no zone (then it is UTC), and any well-formed type is taken. The error is a
-// [*ValidationError] that names every bad field.
+// publishers write: unknown members are ignored, of a repeated member the last one counts, a
+// timestamp may have an offset or no zone (then it is UTC), and any well-formed type is taken. The
+// error is a [*ValidationError] that names every bad field.
 func (ev *Event) UnmarshalJSON(data []byte) error {
 	parsed, err := wire.Decode(slices.Clone(data))
 	var faults rawjson.Faults

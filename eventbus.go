@@ -63,10 +63,10 @@ const checkTimeout = 10 * time.Second
 // New makes a bus over a go-redis client: a *redis.Client or a *redis.ClusterClient. The caller
 // closes the client, after the bus.
 //
-// New tries out whether the server can do what the bus needs. The error wraps [ErrUnsupported] for a
-// Redis before 7.0, a read-only replica, a *redis.Ring, and an ACL user that lacks a permission; the
-// text says what to change. It wraps [ErrUnavailable] when there was no answer within 10s. Any other
-// error names the option that is wrong, or says that the client is nil.
+// New tries out whether the server can do what the bus needs. The error wraps [ErrUnsupported] for
+// a Redis before 7.0, a read-only replica, a *redis.Ring, and an ACL user that lacks a permission;
+// the text says what to change. It wraps [ErrUnavailable] when there was no answer within 10s. Any
+// other error names the option that is wrong, or says that the client is nil.
 func New(client Client, opts ...Option) (*Bus, error) {
 	o := defaults()
 	for i, opt := range opts {
@@ -190,10 +190,10 @@ func (b *Bus) drain() {
 }
 
 // Shutdown ends the bus in order. New publishes and subscriptions get [ErrClosed]. Publishes under
-// way finish. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between two
-// frames, after they have told their clients to come back, spread over some seconds. Shutdown waits
-// for all of them, and then closes the bus. When the context ends first, it closes the bus at once and
-// returns the context's cause.
+// way finish. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between
+// two frames, after they have told their clients to come back, spread over some seconds. Shutdown
+// waits for all of them, and then closes the bus. When the context ends first, it closes the bus at
+// once and returns the context's cause.
 //
 // Shut the bus down first, and a [net/http.Server] then: its Shutdown waits for open streams.
 func (b *Bus) Shutdown(ctx context.Context) error {
@@ -221,10 +221,10 @@ func firstOf(a, b error) error {
 // answer. They end with that call.
 const closeWait = time.Second
 
-// Close ends everything at once. Publishes under way return a [*PublishError], and subscriptions end
-// with [ErrClosed]. It does not close the client. It returns when all goroutines of the bus have
-// ended, or after 1s where Redis does not answer them. The error is always nil. Closing again does
-// nothing more.
+// Close ends everything at once. Publishes under way return a [*PublishError], and subscriptions
+// end with [ErrClosed]. It does not close the client. It returns when all goroutines of the bus
+// have ended, or after 1s where Redis does not answer them. The error is always nil. Closing again
+// does nothing more.
 func (b *Bus) Close() error {
 	if b.ctx == nil {
 		return nil
@@ -251,8 +251,8 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Cursor gives the current position of channels, as Redis has it. It is for a page that shows a state
-// and then the events that change it. The order matters on both sides:
+// Cursor gives the current position of channels, as Redis has it. It is for a page that shows a
+// state and then the events that change it. The order matters on both sides:
 //
 //   - The program that changes the state stores it first, and publishes the event then.
 //   - The handler that renders the page takes the cursor first, and loads the state then. It hands out
@@ -316,9 +316,9 @@ func (b *Bus) heads(ctx context.Context, requests []redislog.Request) ([]positio
 	}
 }
 
-// Health fails when the bus could not keep its subscribers fresh for the time of [WithFreshness]. The
-// error wraps [ErrUnavailable], and says for how long and why; or it is [ErrClosed]. Health asks nobody
-// and answers at once: the bus finds out by itself.
+// Health fails when the bus could not keep its subscribers fresh for the time of [WithFreshness].
+// The error wraps [ErrUnavailable], and says for how long and why; or it is [ErrClosed]. Health
+// asks nobody and answers at once: the bus finds out by itself.
 func (b *Bus) Health() error {
 	if err := b.made(); err != nil {
 		return err

@@ -31,8 +31,8 @@ var (
 	ErrGone = errors.New("eventbus: gone")
 )
 
-// Handler serves event streams to browsers. For each request, authorize decides what may be read: it
-// returns a subscription with the channels, or refuses. Its error decides the answer:
+// Handler serves event streams to browsers. For each request, authorize decides what may be read:
+// it returns a subscription with the channels, or refuses. Its error decides the answer:
 //
 //   - [ErrUnauthorized] and [http.ErrNoCookie]: 401. [ErrForbidden]: 403. [ErrNotFound]: 404.
 //     [ErrGone]: 204.
@@ -58,16 +58,16 @@ var (
 //		}, nil
 //	}))
 //
-// EventSource sends cookies, but no headers of yours. Its Last-Event-ID resumes the stream, or ?last_event_id= where it cannot set headers. The
-// header takes precedence. When the bus cannot serve now, an EventSource gets a soft refusal: status
-// 200, a time to come back at, and the end. Other clients get 503 with Retry-After. A client that does
-// not read is cut by a deadline on each write (see [WithWriteTimeout]), which also replaces the
-// server's WriteTimeout.
+// EventSource sends cookies, but no headers of yours. Its Last-Event-ID resumes the stream, or
+// ?last_event_id= where it cannot set headers. The header takes precedence. When the bus cannot
+// serve now, an EventSource gets a soft refusal: status 200, a time to come back at, and the end.
+// Other clients get 503 with Retry-After. A client that does not read is cut by a deadline on each
+// write (see [WithWriteTimeout]), which also replaces the server's WriteTimeout.
 //
 // A ResponseWriter that cannot flush or set deadlines is answered with 500 at once, and a log line:
 // usually a middleware hides the server's own writer. A request with a body is answered with 400,
-// another method than GET with 405. With a nil authorize, every request gets 403. With a wrong option, every request gets 500, and there is a
-// log line.
+// another method than GET with 405. With a nil authorize, every request gets 403. With a wrong
+// option, every request gets 500, and there is a log line.
 func (b *Bus) Handler(authorize func(*http.Request) (Subscription, error), opts ...SSEOption) http.Handler {
 	if authorize == nil {
 		if b.made() == nil {
@@ -152,7 +152,8 @@ func (q *request) serve() {
 // sound reports whether the request can be one for a stream. It answers any other.
 func (q *request) sound() bool {
 	if q.r.ContentLength != 0 {
-		// The server would read the body before the first byte of the answer, and wait for it in vain.
+		// The server would read the body before the first byte of the answer, and wait for it in
+		// vain.
 		_ = q.control.EnableFullDuplex()
 		_ = q.control.SetReadDeadline(time.Now())
 	}

@@ -59,17 +59,18 @@ type Retention struct {
 	Age time.Duration
 }
 
-// WithPrefix puts text in front of every channel's name in Redis, so that several buses can share one
-// server. Buses with the same prefix, or without one, share all their channels. The default is none. A
-// prefix has at most 64 printable ASCII characters, without blanks, braces, bars, quotes and
-// backslashes. Anything else is an error of [New].
+// WithPrefix puts text in front of every channel's name in Redis, so that several buses can share
+// one server. Buses with the same prefix, or without one, share all their channels. The default is
+// none. A prefix has at most 64 printable ASCII characters, without blanks, braces, bars, quotes
+// and backslashes. Anything else is an error of [New].
 func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
 
 // WithRetention sets what every log keeps, but for the kinds named in [WithChannelRetention]. The
-// default is 10,000 events, and 24 hours after the last use. A zero field of r is no bound: it is not
-// the default. So Retention{Events: 500} never drops a log. Negative numbers are an error of [New]. So
-// is an age below [WithFreshness], because a listener renews a log's life only that often. Where
-// processes have different settings, the longest age counts, and the smallest number of events.
+// default is 10,000 events, and 24 hours after the last use. A zero field of r is no bound: it is
+// not the default. So Retention{Events: 500} never drops a log. Negative numbers are an error of
+// [New]. So is an age below [WithFreshness], because a listener renews a log's life only that
+// often. Where processes have different settings, the longest age counts, and the smallest number
+// of events.
 func WithRetention(r Retention) Option { return func(o *options) { o.retention = r } }
 
 // WithChannelRetention sets what the logs of one kind of channel keep.
@@ -77,42 +78,44 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 	return func(o *options) { o.retentionOf[kind] = r }
 }
 
-// WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows more.
-// Then it returns a [*PublishError] that wraps [ErrUnavailable]. If Redis cannot be reached, or refuses
-// for now, the publish fails after half of that time: then the event certainly was not written. The
-// default is 5s. Less than 10ms is an error of [New].
+// WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows
+// more. Then it returns a [*PublishError] that wraps [ErrUnavailable]. If Redis cannot be reached,
+// or refuses for now, the publish fails after half of that time: then the event certainly was not
+// written. The default is 5s. Less than 10ms is an error of [New].
 func WithPublishTimeout(d time.Duration) Option { return func(o *options) { o.publishTimeout = d } }
 
-// WithMaxEventSize sets the size of the largest event that may be published, in bytes of its JSON, and
-// of the largest message of a foreign publisher. A larger event gets a [*LimitError]. A larger message
-// is skipped, and counted in Stats.Unreadable.
-// The default is 256 KiB. Less than 1 KiB, or more than 64 MiB, is an error of [New].
+// WithMaxEventSize sets the size of the largest event that may be published, in bytes of its JSON,
+// and of the largest message of a foreign publisher. A larger event gets a [*LimitError]. A larger
+// message is skipped, and counted in Stats.Unreadable. The default is 256 KiB. Less than 1 KiB, or
+// more than 64 MiB, is an error of [New].
 func WithMaxEventSize(bytes int) Option { return func(o *options) { o.maxEventSize = bytes } }
 
 // WithMaxChannels sets how many channels a subscription may have, and a publish, which counts its
-// project's. More get a [*LimitError]. The default is 32. Less than 1, or more than 40, is an error of
-// [New]: a cursor covers all of them, and must fit into a header.
+// project's. More get a [*LimitError]. The default is 32. Less than 1, or more than 40, is an error
+// of [New]: a cursor covers all of them, and must fit into a header.
 func WithMaxChannels(n int) Option { return func(o *options) { o.maxChannels = n } }
 
-// WithMaxSubscribers sets how many subscriptions may be open in this process at once. One more gets a
-// [*LimitError]. [Bus.Handler] answers as when Redis is away: come back later. The default is 100,000.
-// Less than 1 is an error of [New].
+// WithMaxSubscribers sets how many subscriptions may be open in this process at once. One more gets
+// a [*LimitError]. [Bus.Handler] answers as when Redis is away: come back later. The default is
+// 100,000. Less than 1 is an error of [New].
 func WithMaxSubscribers(n int) Option { return func(o *options) { o.maxSubscribers = n } }
 
-// WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity may be open in
-// this process at once. One more gets a [*LimitError]. [Bus.Handler] tells an EventSource to come back
-// later, and answers other clients with 429. The default is 100. Less than 1 is an error of [New].
+// WithMaxPerIdentity sets how many subscriptions with the same [Subscription].Identity may be open
+// in this process at once. One more gets a [*LimitError]. [Bus.Handler] tells an EventSource to
+// come back later, and answers other clients with 429. The default is 100. Less than 1 is an error
+// of [New].
 func WithMaxPerIdentity(n int) Option { return func(o *options) { o.maxPerIdentity = n } }
 
-// WithFreshness sets for how long the bus may be unable to keep subscribers fresh before [Bus.Health]
-// fails. The bus checks its connections, and compares what it has with the logs, often enough to
-// notice within this time. The default is 10s. Less than 100ms, or more than 1h, is an error of [New].
+// WithFreshness sets for how long the bus may be unable to keep subscribers fresh before
+// [Bus.Health] fails. The bus checks its connections, and compares what it has with the logs, often
+// enough to notice within this time. The default is 10s. Less than 100ms, or more than 1h, is an
+// error of [New].
 func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshness = d } }
 
-// WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and SSUBSCRIBE). In a
-// cluster a message then stays on the node that has the log, where a plain one goes to all nodes. All
-// buses on one Redis must agree on it. Programs that use plain PUBLISH and SUBSCRIBE are no longer
-// heard, and hear nothing. The default is plain Pub/Sub. [New] returns an error that wraps
+// WithShardedPubSub sends events over the sharded channels of Redis 7 (SPUBLISH and SSUBSCRIBE). In
+// a cluster a message then stays on the node that has the log, where a plain one goes to all nodes.
+// All buses on one Redis must agree on it. Programs that use plain PUBLISH and SUBSCRIBE are no
+// longer heard, and hear nothing. The default is plain Pub/Sub. [New] returns an error that wraps
 // [ErrUnsupported] where the server or the client cannot do it.
 func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 

@@ -11,12 +11,12 @@ import (
 	"github.com/syndarix/eventbus/internal/wire"
 )
 
-// A Payload is the part of an event that depends on its type. Its Go type decides the event's type, so
-// EventType must give the same answer for every value, also for the zero value. A payload is a struct,
-// or a map with string keys.
+// A Payload is the part of an event that depends on its type. Its Go type decides the event's type,
+// so EventType must give the same answer for every value, also for the zero value. A payload is a
+// struct, or a map with string keys.
 //
-// The json tags of a payload struct name its fields. On the wire every field is present: a nil slice is
-// [], a nil map {}, a nil pointer null. Two more tags say what a field means:
+// The json tags of a payload struct name its fields. On the wire every field is present: a nil
+// slice is [], a nil map {}, a nil pointer null. Two more tags say what a field means:
 //
 //   - eventbus:"required": the field must be present when a payload is read. "", 0 and false are
 //     values. A nil UUID and a nil map cannot be meant, so they are refused when a payload is written.
@@ -26,13 +26,13 @@ type Payload interface {
 }
 
 // Register makes the type of P's events known. Every bus in the program then accepts them, and
-// checks their payload against P. A program calls it for its own types, usually before it makes a bus.
-// Only publishers need it: subscribers get every well-formed type, and [PayloadAs] needs no
+// checks their payload against P. A program calls it for its own types, usually before it makes a
+// bus. Only publishers need it: subscribers get every well-formed type, and [PayloadAs] needs no
 // registration.
 //
-// The error says that P's type is not of the form domain.action, that it belongs to another struct, or
-// that P is neither a struct nor a map with string keys. To register P again changes nothing. Register
-// is safe for concurrent use.
+// The error says that P's type is not of the form domain.action, that it belongs to another struct,
+// or that P is neither a struct nor a map with string keys. To register P again changes nothing.
+// Register is safe for concurrent use.
 func Register[P Payload]() error {
 	t := reflect.TypeFor[P]()
 	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
@@ -52,13 +52,13 @@ func register(t reflect.Type, typ Type) error {
 	return nil
 }
 
-// PayloadAs decodes the payload of an event into the struct of its type, and fills in the defaults of
-// the schema:
+// PayloadAs decodes the payload of an event into the struct of its type, and fills in the defaults
+// of the schema:
 //
 //	msg, err := eventbus.PayloadAs[eventbus.AgentMessagePayload](ev)
 //
-// Fields that the struct does not have are ignored. The error is a [*ValidationError] that names every
-// missing or malformed field, or "type" when the event is of another type than P's.
+// Fields that the struct does not have are ignored. The error is a [*ValidationError] that names
+// every missing or malformed field, or "type" when the event is of another type than P's.
 func PayloadAs[P Payload](ev Event) (P, error) {
 	var payload P
 	s, err := schema.Of(reflect.TypeFor[P]())

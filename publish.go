@@ -9,8 +9,8 @@ import (
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// PublishOptions are for [Bus.PublishWith]. With the zero value it does what [Bus.Publish] does without
-// channels.
+// PublishOptions are for [Bus.PublishWith]. With the zero value it does what [Bus.Publish] does
+// without channels.
 type PublishOptions struct {
 	// Channels get the event, as does its project's channel. There are at most 31, see
 	// [WithMaxChannels]. The same channel twice counts once.
@@ -34,18 +34,18 @@ type Receipt struct {
 	Repeated bool
 }
 
-// Publish appends the event to the log of its project's channel, always, and to the logs of the given
-// channels, and sends it to all that listen. It returns nil when the event is in every one of these
-// logs. Concurrent publishes share calls to Redis.
+// Publish appends the event to the log of its project's channel, always, and to the logs of the
+// given channels, and sends it to all that listen. It returns nil when the event is in every one of
+// these logs. Concurrent publishes share calls to Redis.
 //
-// A [*ValidationError] or a [*LimitError] says that nothing was sent. So does the context's cause, if
-// the context had ended before the call, and [ErrClosed] on a closed bus.
+// A [*ValidationError] or a [*LimitError] says that nothing was sent. So does the context's cause,
+// if the context had ended before the call, and [ErrClosed] on a closed bus.
 //
-// A [*PublishError] says which logs have the event. It is safe to publish the same event again then.
-// (After nil, do not publish it again: it would be in the logs twice.) A PublishError also comes
-// when the context ends, or the time of [WithPublishTimeout] is over. A call that is on the wire goes
-// on then: the bus repeats it until Redis answers, for 10 minutes at most, so the event may still come
-// into its logs.
+// A [*PublishError] says which logs have the event. It is safe to publish the same event again
+// then. (After nil, do not publish it again: it would be in the logs twice.) A PublishError also
+// comes when the context ends, or the time of [WithPublishTimeout] is over. A call that is on the
+// wire goes on then: the bus repeats it until Redis answers, for 10 minutes at most, so the event
+// may still come into its logs.
 //
 // Publish is safe for concurrent use. The events of one goroutine keep their order. After an error,
 // the goroutine's later events may come before or after that one.

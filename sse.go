@@ -13,8 +13,8 @@ import (
 // standard defines them in section 9.2, "Server-sent events".
 type Frame []byte
 
-// An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE]. With a wrong one,
-// the handler answers 500, and SubscribeSSE ends with an error.
+// An SSEOption changes the event streams of one [Bus.Handler] or [Bus.SubscribeSSE]. With a wrong
+// one, the handler answers 500, and SubscribeSSE ends with an error.
 type SSEOption func(*sseOptions)
 
 type sseOptions struct{ keepalive, writeTimeout, retry time.Duration }
@@ -24,14 +24,14 @@ type sseOptions struct{ keepalive, writeTimeout, retry time.Duration }
 // "Authoring notes"). Less than 10ms is an error.
 func WithKeepalive(d time.Duration) SSEOption { return func(o *sseOptions) { o.keepalive = d } }
 
-// WithWriteTimeout sets how long one write to a client of [Bus.Handler] may take before the connection
-// is cut. The default is 10s. Less than 10ms is an error.
+// WithWriteTimeout sets how long one write to a client of [Bus.Handler] may take before the
+// connection is cut. The default is 10s. Less than 10ms is an error.
 func WithWriteTimeout(d time.Duration) SSEOption { return func(o *sseOptions) { o.writeTimeout = d } }
 
 // WithRetry sets how soon browsers come back when their stream breaks. Each is told a random time
-// between d and twice d. For every 500 streams that the process has open, the upper end is 1s later.
-// After a soft refusal (see [Bus.Handler]) it is 8 to 16 times d. The default is 250ms. Less than 1ms,
-// or more than 1h, is an error.
+// between d and twice d. For every 500 streams that the process has open, the upper end is 1s
+// later. After a soft refusal (see [Bus.Handler]) it is 8 to 16 times d. The default is 250ms. Less
+// than 1ms, or more than 1h, is an error.
 func WithRetry(d time.Duration) SSEOption { return func(o *sseOptions) { o.retry = d } }
 
 func newSSEOptions(opts []SSEOption) (sseOptions, error) {
@@ -68,21 +68,22 @@ func (b *Bus) newStream(ctx context.Context, r *subscriber, o sseOptions) *reade
 	})
 }
 
-// SubscribeSSE walks the frames of an event stream. It is for a handler of your own, or for an adapter
-// to another framework than net/http. Write and flush each frame before you ask for the next one; a
-// frame is valid until then. Nothing here asks again who may read, and ValidUntil is ignored: end the
-// context, or call [Bus.Revoke].
+// SubscribeSSE walks the frames of an event stream. It is for a handler of your own, or for an
+// adapter to another framework than net/http. Write and flush each frame before you ask for the
+// next one; a frame is valid until then. Nothing here asks again who may read, and ValidUntil is
+// ignored: end the context, or call [Bus.Revoke].
 //
-// The first frame has the retry time, and the cursor at which the stream begins. An event is a block
-// with its cursor, its type and its JSON, to which the member channel is added. A gap is an event
-// "stream.gap"; its data is {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"}, where
-// reason is a [GapReason], and from is "" where that is not known. When nothing was written for the
-// keepalive time, there is a frame with a comment, or with the cursor if that has moved.
+// The first frame has the retry time, and the cursor at which the stream begins. An event is a
+// block with its cursor, its type and its JSON, to which the member channel is added. A gap is an
+// event "stream.gap"; its data is
+// {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"}, where reason is a
+// [GapReason], and from is "" where that is not known. When nothing was written for the keepalive
+// time, there is a frame with a comment, or with the cursor if that has moved.
 //
 // Nothing happens before the range begins. The walk ends with an error, alone and last. Before the
 // first frame it is a wrong option, a [*LimitError], or a [*ValidationError] for the subscription.
-// Later it is the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there is
-// one more frame, which tells the client when to come back. While Redis is away, the walk waits.
+// Later it is the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there
+// is one more frame, which tells the client when to come back. While Redis is away, the walk waits.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		o, err := newSSEOptions(opts)

@@ -107,22 +107,24 @@ func distinct(channels []Channel) []Channel {
 //		show(ev)
 //	}
 //
-// Within a channel, events come in the order of its log. Each comes once, also where it was published
-// to several of the channels. Nothing happens before the range begins, and "now" is that moment.
+// Within a channel, events come in the order of its log. Each comes once, also where it was
+// published to several of the channels. Nothing happens before the range begins, and "now" is that
+// moment.
 //
 // The walk is endless, and goes on after a gap. Any other error is the last: the cause of the
-// context's end, [ErrClosed], [ErrRevoked], a [*LimitError], or a [*ValidationError] for the channels.
-// While Redis is away, the walk waits. A loop body that takes its time delays nobody else and costs no
-// memory: the walk is behind then, and reads from the log what it has missed.
+// context's end, [ErrClosed], [ErrRevoked], a [*LimitError], or a [*ValidationError] for the
+// channels. While Redis is away, the walk waits. A loop body that takes its time delays nobody else
+// and costs no memory: the walk is behind then, and reads from the log what it has missed.
 //
-// The iterator is for one goroutine. To range over it again is a new subscription, which begins now.
+// The iterator is for one goroutine. To range over it again is a new subscription, which begins
+// now.
 func (b *Bus) Subscribe(ctx context.Context, channels ...Channel) iter.Seq2[Event, error] {
 	return b.SubscribeWith(ctx, Subscription{Channels: channels})
 }
 
-// SubscribeWith is [Bus.Subscribe] with all that a [Subscription] can say: it resumes from a cursor,
-// begins with the oldest event, or keeps some types only. Keep Event.Cursor of the last event that was
-// dealt with: a subscription with that as After goes on right behind it.
+// SubscribeWith is [Bus.Subscribe] with all that a [Subscription] can say: it resumes from a
+// cursor, begins with the oldest event, or keeps some types only. Keep Event.Cursor of the last
+// event that was dealt with: a subscription with that as After goes on right behind it.
 func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		r, err := b.open(ctx, sub)
