@@ -1,10 +1,12 @@
 package eventbus_test
 
 import (
+	"encoding/json"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"github.com/syndarix/eventbus"
 )
@@ -55,4 +57,25 @@ func FuzzParsePosition(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, p, again)
 	})
+}
+
+// TestPositionsAreText: a position that was read back equals the one that was written, also in a gap.
+func TestPositionsAreText(t *testing.T) {
+	p, err := eventbus.ParsePosition("1763868000000-42")
+	require.NoError(t, err)
+	data, err := json.Marshal(map[string]eventbus.Position{"at": p, "none": {}})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"at":"1763868000000-42","none":""}`, string(data))
+	var back map[string]eventbus.Position
+	require.NoError(t, json.Unmarshal(data, &back))
+	require.True(t, back["at"] == p && back["none"].IsZero())
+	require.Error(t, p.UnmarshalText([]byte("x")))
+	require.Equal(t, back["at"], p, "a refused text changes nothing")
+
+	gap := eventbus.GapError{Channel: eventbus.UserChannel(uuid.New()), Reason: eventbus.GapTrimmed, From: p}
+	data, err = json.Marshal(gap)
+	require.NoError(t, err)
+	var again eventbus.GapError
+	require.NoError(t, json.Unmarshal(data, &again))
+	require.Equal(t, gap, again)
 }
