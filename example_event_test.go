@@ -25,10 +25,10 @@ func ExampleNewEvent() {
 	// A payload that lacks something is refused, by name.
 	_, err = eventbus.NewEvent(project, eventbus.Agent(agent), eventbus.AgentMessagePayload{Message: "hello"})
 	fmt.Println(err)
-	// Output: agent.message
-	// {"agent_instance_id":"550e8400-e29b-41d4-a716-446655440002","message":"tests are
-	// green","message_type":"info","metadata":{}} eventbus: event: payload.agent_instance_id is
-	// required
+	// Output:
+	// agent.message
+	// {"agent_instance_id":"550e8400-e29b-41d4-a716-446655440002","message":"tests are green","message_type":"info","metadata":{}}
+	// eventbus: event: payload.agent_instance_id is required
 }
 
 func ExamplePayloadAs() {

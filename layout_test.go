@@ -49,8 +49,8 @@ func imports(t *testing.T, folder string) map[string][]string {
 	return all
 }
 
-// TestImportsPointDown: a room that knew the API, or a library that few programs want, would be
-// hard to move.
+// TestImportsPointDown: a room that knew the API, or a library that few programs want, would be hard to
+// move.
 func TestImportsPointDown(t *testing.T) {
 	rooms := imports(t, "internal")
 	require.Greater(t, len(rooms), 9)
