@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/syndarix/eventbus/internal/commit"
 	"github.com/syndarix/eventbus/internal/reader"
 )
 
@@ -132,7 +133,7 @@ func (b *Bus) Revoke(ctx context.Context, identity string) error {
 		return err
 	}
 	ev := Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "eventbus.revoked", Timestamp: time.Now(), ActorType: ActorSystem, Payload: payload}
-	_, err = b.publish(ctx, ev.ID, ev.wire().AppendJSON(nil), []Channel{controlChannel}, false)
+	_, err = b.publish(ctx, commit.Event{ID: ev.ID, JSON: ev.wire().AppendJSON(nil), Channels: []string{controlChannel.String()}}, []Channel{controlChannel})
 	return err
 }
 

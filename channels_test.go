@@ -57,7 +57,8 @@ func TestParseChannelRefuses(t *testing.T) {
 	const id = "550e8400-e29b-41d4-a716-446655440001"
 	for _, text := range []string{
 		"", ":", "project", "project:", id, ":" + id,
-		"team:" + id, "PROJECT:" + id, "Project:" + id, "projects:" + id, " project:" + id,
+		"PROJECT:" + id, "Project:" + id, " project:" + id, "eventbus:" + id, "stream:" + id, "1run:x", "-run:x", "rün:x", "a" + strings.Repeat("b", 32) + ":x",
+		"run:", "run:.", "run:..", "run:a b", "run:a/b", "run:a:b", "run:a@b", "run:a|b", "run:{a}", "run:ä", "run:a\n", "run:%41", "run:" + strings.Repeat("a", 129),
 		"project: " + id, "project:" + id + " ", "project:" + id + "\n", "project::" + id, "project:" + id + ":",
 		"project:{" + id + "}", "project:urn:uuid:" + id, "project:" + strings.ReplaceAll(id, "-", ""),
 		"project:" + id[:35], "project:" + id + "0", "project:" + strings.Replace(id, "5", "g", 1),
@@ -88,16 +89,35 @@ func TestZeroChannelIsNoChannel(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestChannelsOfAnyKind(t *testing.T) {
+	for _, text := range []string{"run:run_01J9ZQ4T", "team:x", "a:...", "a_b-9:A~z.0", "projects:1", strings.Repeat("k", 32) + ":" + strings.Repeat("i", 128)} {
+		kind, id, _ := strings.Cut(text, ":")
+		c, err := eventbus.NewChannel(eventbus.ChannelKind(kind), id)
+		require.NoError(t, err)
+		require.Equal(t, text, c.String())
+		require.Equal(t, id, c.ID())
+		_, ok := c.UUID()
+		require.False(t, ok, "only project, agent and user have UUIDs")
+		parsed, err := eventbus.ParseChannel(text)
+		require.NoError(t, err)
+		require.Equal(t, c, parsed)
+	}
+	c, err := eventbus.NewChannel("run", someID)
+	require.NoError(t, err)
+	_, ok := c.UUID()
+	require.False(t, ok)
+}
+
 func TestNewChannelNamesWhatIsWrong(t *testing.T) {
-	_, err := eventbus.NewChannel("team", "x")
+	_, err := eventbus.NewChannel("Team", "")
 	require.Equal(t, []string{"kind", "id"}, badFields(t, err))
 	_, err = eventbus.NewChannel(eventbus.UserKind, uuid.Nil.String())
 	require.Equal(t, []string{"id"}, badFields(t, err))
 }
 
-// FuzzParseChannel: a channel's name is what was parsed, in lower case.
+// FuzzParseChannel: a channel's name is what was parsed, but for the case of a UUID.
 func FuzzParseChannel(f *testing.F) {
-	for _, kind := range []string{"project:", "agent:", "user:", "team:", ""} {
+	for _, kind := range []string{"project:", "agent:", "user:", "run:", "stream:", ""} {
 		for _, id := range []string{someID, strings.ToUpper(someID), "{" + someID + "}", "00000000-0000-0000-0000-000000000000", "x"} {
 			f.Add(kind + id)
 		}
@@ -109,8 +129,13 @@ func FuzzParseChannel(f *testing.F) {
 			return
 		}
 		kind, id, _ := strings.Cut(text, ":")
-		require.Equal(t, kind+":"+strings.ToLower(id), c.String())
-		require.Equal(t, uuid.MustParse(id).String(), c.ID())
+		if u, ok := c.UUID(); ok {
+			id = strings.ToLower(id)
+			require.Equal(t, u.String(), id)
+		}
+		require.Equal(t, kind+":"+id, c.String())
+		require.Equal(t, id, c.ID())
+		require.Regexp(t, `^[a-z][a-z0-9_-]{0,31}:[A-Za-z0-9._~-]{1,128}$`, text)
 		again, err := eventbus.ParseChannel(c.String())
 		require.NoError(t, err)
 		require.Equal(t, c, again)

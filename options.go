@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/rawjson"
+	"github.com/syndarix/eventbus/internal/redislog"
 )
 
 // An Option changes a bus that [New] makes.
@@ -17,6 +18,7 @@ type options struct {
 	prefix       string
 	retention    Retention
 	retentionOf  map[ChannelKind]Retention
+	maxLogBytes  int
 	maxEventSize int
 	maxChannels  int
 
@@ -34,6 +36,7 @@ func defaults() options {
 	return options{
 		retention:    Retention{Events: 10_000, Age: 24 * time.Hour},
 		retentionOf:  map[ChannelKind]Retention{},
+		maxLogBytes:  64 << 20,
 		maxEventSize: 256 << 10,
 		maxChannels:  32,
 
@@ -77,6 +80,12 @@ func WithRetention(r Retention) Option { return func(o *options) { o.retention =
 func WithChannelRetention(kind ChannelKind, r Retention) Option {
 	return func(o *options) { o.retentionOf[kind] = r }
 }
+
+// WithMaxLogBytes sets how many bytes of events a log keeps, for all kinds of channel. It is counted
+// in bytes of JSON as they are appended, and holds to about a sixteenth; Redis trims whole nodes of
+// a stream. The newest event always stays. What is trimmed is a gap for who was not there. The
+// default is 64 MiB; 0 is no bound. A negative number is an error of [New].
+func WithMaxLogBytes(n int) Option { return func(o *options) { o.maxLogBytes = n } }
 
 // WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows
 // more. Then it returns a [*PublishError] that wraps [ErrUnavailable]. If Redis cannot be reached,
@@ -131,8 +140,8 @@ func (o *options) check() error {
 		return bad("WithPrefix", "%s must be at most 64 printable ASCII characters without blanks, braces, bars, quotes and backslashes", rawjson.Excerpt(o.prefix))
 	}
 	for kind, r := range o.retentionOf {
-		if kind != ProjectKind && kind != AgentKind && kind != UserKind {
-			return bad("WithChannelRetention", "%s is no kind of channel", rawjson.Excerpt(string(kind)))
+		if problem := kind.problem(); problem != "" {
+			return bad("WithChannelRetention", "the kind %s", problem)
 		}
 		if r.Events < 0 || r.Age < 0 {
 			return bad("WithChannelRetention", "%v is negative", r)
@@ -146,6 +155,8 @@ func (o *options) check() error {
 		return bad("WithRetention", "%v is negative", o.retention)
 	case o.retention.Age > 0 && o.retention.Age < o.freshness:
 		return bad("WithRetention", "the age %s is less than the %s of WithFreshness", o.retention.Age, o.freshness)
+	case o.maxLogBytes < 0:
+		return bad("WithMaxLogBytes", "%d is negative", o.maxLogBytes)
 	case o.maxEventSize < 1<<10 || o.maxEventSize > 64<<20:
 		return bad("WithMaxEventSize", "%d is not between 1 KiB and 64 MiB", o.maxEventSize)
 	case o.maxChannels < 1 || o.maxChannels > 40:
@@ -165,7 +176,7 @@ func (o *options) check() error {
 }
 
 // keep is the retention of a kind of channel.
-func (o *options) keep(kind string) (events int, age time.Duration) {
+func (o *options) keep(kind string) redislog.Retention {
 	r, ok := o.retentionOf[ChannelKind(kind)]
 	switch {
 	case kind == string(controlChannel.kind):
@@ -173,5 +184,5 @@ func (o *options) keep(kind string) (events int, age time.Duration) {
 	case !ok:
 		r = o.retention
 	}
-	return r.Events, r.Age
+	return redislog.Retention{Events: r.Events, Bytes: o.maxLogBytes, Age: r.Age}
 }

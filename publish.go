@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
 	"github.com/syndarix/eventbus/internal/commit"
 	"github.com/syndarix/eventbus/internal/position"
 )
@@ -15,6 +16,13 @@ type PublishOptions struct {
 	// Channels get the event, as does its project's channel. There are at most 31, see
 	// [WithMaxChannels]. The same channel twice counts once.
 	Channels []Channel
+	// NoProject leaves the project's channel out: the event goes to Channels alone. This is for the
+	// tokens of a run, which only the readers of the run want.
+	NoProject bool
+	// Ends are those of Channels that end: the event is the last one of their logs. Who publishes to
+	// them afterwards gets [ErrEnded], and streams that follow them end. The project's channel cannot
+	// end. The end lives as long as the log: see [WithRetention].
+	Ends []Channel
 	// Idempotent says that this event may be published more than once, by this process or another.
 	// A log that has got the event by an Idempotent publish in the last 10 minutes does not get it
 	// again. Every attempt must say so, also the first. The ID is kept beside the log, so it does
@@ -34,7 +42,7 @@ type Receipt struct {
 	Repeated bool
 }
 
-// Publish appends the event to the log of its project's channel, always, and to the logs of the
+// Publish appends the event to the log of its project's channel, and to the logs of the
 // given channels, and sends it to all that listen. It returns nil when the event is in every one of
 // these logs. Concurrent publishes share calls to Redis.
 //
@@ -54,8 +62,8 @@ func (b *Bus) Publish(ctx context.Context, ev Event, channels ...Channel) error 
 	return err
 }
 
-// PublishWith is [Bus.Publish] with options, for an event that may have been published before. It
-// returns the cursor behind the event. With an error, the receipt is zero.
+// PublishWith is [Bus.Publish] with options. It returns the cursor behind the event. With an error,
+// the receipt is zero.
 func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (Receipt, error) {
 	p, err := b.submit(ctx, ev, opts)
 	if err != nil {
@@ -82,15 +90,56 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*commi
 	if err := ev.Validate(); err != nil {
 		return nil, err
 	}
-	channels := []Channel{ProjectChannel(ev.ProjectID)}
-	if len(opts.Channels) > 0 {
-		channels = distinct(append(channels, opts.Channels...))
+	channels, err := opts.channels(ev.ProjectID)
+	if err != nil {
+		return nil, err
 	}
-	for i, c := range opts.Channels {
+	data, err := b.encode(&ev, channels)
+	if err != nil {
+		return nil, err
+	}
+	p, err := b.publish(ctx, commit.Event{
+		ID: ev.ID, JSON: data, Channels: channelTexts(channels), Ends: channelTexts(opts.Ends), Idempotent: opts.Idempotent,
+	}, channels)
+	if err == nil {
+		b.stats.published.Add(1)
+	}
+	return p, err
+}
+
+// channels gives the channels of an event, in the order in which its logs are written.
+func (o *PublishOptions) channels(project uuid.UUID) (channels []Channel, err error) {
+	for i, c := range o.Channels {
 		if err := c.check(fmt.Sprintf("channels[%d]", i)); err != nil {
 			return nil, err
 		}
 	}
+	for i, c := range o.Ends {
+		field := fmt.Sprintf("ends[%d]", i)
+		if err := c.check(field); err != nil {
+			return nil, err
+		}
+		switch {
+		case c.kind == ProjectKind:
+			return nil, invalid("publish", field, "is a project's channel, which cannot end")
+		case !slices.Contains(o.Channels, c):
+			return nil, invalid("publish", field, "%s is not one of the channels", c)
+		}
+	}
+	switch {
+	case !o.NoProject:
+		channels = []Channel{ProjectChannel(project)}
+	case len(o.Channels) == 0:
+		return nil, invalid("publish", "channels", "is empty, and the project's channel is left out")
+	}
+	if len(o.Channels) > 0 {
+		channels = distinct(append(channels, o.Channels...))
+	}
+	return channels, nil
+}
+
+// encode gives the JSON of an event for these channels, if both are within the limits.
+func (b *Bus) encode(ev *Event, channels []Channel) ([]byte, error) {
 	if len(channels) > b.options.maxChannels {
 		b.stats.refusedChannels.Add(1)
 		return nil, &LimitError{LimitChannels, len(channels), b.options.maxChannels}
@@ -100,30 +149,22 @@ func (b *Bus) submit(ctx context.Context, ev Event, opts PublishOptions) (*commi
 		b.stats.refusedEventSize.Add(1)
 		return nil, &LimitError{LimitEventSize, len(data), b.options.maxEventSize}
 	}
-	p, err := b.publish(ctx, ev.ID, data, channels, opts.Idempotent)
-	if err == nil {
-		b.stats.published.Add(1)
-	}
-	return p, err
+	return data, nil
 }
 
-// publish appends an event's JSON to the logs of channels.
-func (b *Bus) publish(ctx context.Context, id string, data []byte, channels []Channel, idempotent bool) (*commit.Publication, error) {
+// publish brings an event into the logs of channels.
+func (b *Bus) publish(ctx context.Context, ev commit.Event, channels []Channel) (*commit.Publication, error) {
 	if !b.enter() {
 		return nil, ErrClosed
 	}
 	defer b.leave()
-	texts := make([]string, len(channels))
-	for i, c := range channels {
-		texts[i] = c.String()
-	}
-	p, err := b.commits.Publish(ctx, id, data, texts, idempotent)
+	p, err := b.commits.Publish(ctx, ev)
 	if err == nil {
 		return p, nil
 	}
-	e := &PublishError{ID: id, Err: err}
+	e := &PublishError{ID: ev.ID, Err: err}
 	for i := range p.Records { // the rest of a record is the committer's, while it is under way
-		c := channels[slices.Index(texts, p.Records[i].Channel)]
+		c := channels[slices.Index(ev.Channels, p.Records[i].Channel)]
 		switch p.Fates[i] {
 		case commit.Done:
 			e.Done = append(e.Done, c)

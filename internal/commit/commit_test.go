@@ -32,7 +32,7 @@ func (c *answering) Process(_ context.Context, cmd redis.Cmder) error {
 
 // newQueue makes a queue whose calls get these answers.
 func newQueue(answers ...any) *commitQueue {
-	log := redislog.New(&answering{answers: answers}, "", false, func(string) (int, time.Duration) { return 0, 0 })
+	log := redislog.New(&answering{answers: answers}, "", false, func(string) redislog.Retention { return redislog.Retention{Events: 0, Age: 0} })
 	return &commitQueue{Committer: New(context.Background(), Config{Log: log, Timeout: time.Minute})}
 }
 

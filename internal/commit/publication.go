@@ -10,7 +10,16 @@ import (
 	"github.com/syndarix/eventbus/internal/redislog"
 )
 
-// A Publication is one publish of an event to some channels.
+// An Event is what is to come into the logs of channels.
+type Event struct {
+	ID         string
+	JSON       []byte   // without position
+	Channels   []string // all different, in the order of the publish
+	Ends       []string // of Channels: their logs end with the event
+	Idempotent bool
+}
+
+// A Publication is one publish of an event.
 type Publication struct {
 	commits    *Committer
 	id         string
@@ -27,19 +36,19 @@ type Publication struct {
 	Fates  []Fate           // one for each record, after an error
 }
 
-// Publish appends an event's JSON to the logs of channels, which must all be different. The
-// publication says what became of the event in each log, also after an error.
-func (cs *Committer) Publish(ctx context.Context, id string, event []byte, channels []string, idempotent bool) (*Publication, error) {
+// Publish appends an event to its logs. The publication says what became of the event in each log,
+// also after an error.
+func (cs *Committer) Publish(ctx context.Context, ev Event) (*Publication, error) {
 	timeout := time.NewTimer(cs.Timeout)
 	defer timeout.Stop()
-	p := &Publication{commits: cs, id: id, event: event, idempotent: idempotent, timeout: timeout.C}
+	p := &Publication{commits: cs, id: ev.ID, event: ev.JSON, idempotent: ev.Idempotent, timeout: timeout.C}
 	p.Records = p.single[:]
-	if len(channels) > 1 {
-		p.Records = make([]redislog.Record, len(channels))
+	if len(ev.Channels) > 1 {
+		p.Records = make([]redislog.Record, len(ev.Channels))
 	}
-	mark := position.Fingerprint(id)
-	for i, c := range channels {
-		p.Records[i] = redislog.Record{Channel: c, Fingerprint: mark}
+	mark := position.Fingerprint(ev.ID)
+	for i, c := range ev.Channels {
+		p.Records[i] = redislog.Record{Channel: c, Final: slices.Contains(ev.Ends, c), Fingerprint: mark}
 	}
 	err := p.run(ctx)
 	if err != nil {

@@ -16,7 +16,7 @@ func TestATailThatNobodyReadsIsDroppedAfterAWhile(t *testing.T) {
 	require.NoError(t, err)
 	defer rdb.Close()
 	f := New(t.Context(), Config{
-		Log:       redislog.New(rdb, "", false, func(string) (int, time.Duration) { return 0, 0 }),
+		Log:       redislog.New(rdb, "", false, func(string) redislog.Retention { return redislog.Retention{Events: 0, Age: 0} }),
 		Freshness: time.Hour, Spawn: func(func()) {}, // nothing runs
 	})
 	tl := f.Acquire("project:p")

@@ -16,6 +16,7 @@ const (
 type Page struct {
 	Last    Position // position of the last append
 	LastID  string   // id of the event at Last, "" if unknown
+	Ended   bool     // the log ends with the event at Last: there will be no other
 	First   Position // position of the oldest entry; zero when there is none
 	Asked   Position // where the read began; zero means the oldest entry
 	Entries []LogEntry
@@ -25,6 +26,7 @@ type LogEntry struct {
 	Pos   Position
 	Event []byte
 	Also  string // the entry's also
+	Final bool   // the log ends with this entry
 }
 
 // Origin gives the position right before the oldest entry. In an empty log, that is the end.

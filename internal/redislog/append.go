@@ -17,6 +17,7 @@ import (
 // A Record is a commit's part for one log: the event's way into it, and what became of it.
 type Record struct {
 	Channel     string
+	Final       bool              // the log ends with the event
 	Fingerprint uint16            // fingerprint of the event
 	Pos         position.Position // where the event is; zero while that is not known
 	Again       bool              // the log had the event before this publish
@@ -92,16 +93,16 @@ func (l *Log) newCall(producer string, number int64, commits []*Commit) *Call {
 		}
 	}
 	c.keys = make([]string, 0, 2*len(c.logs))
-	c.args = make([]any, 0, 5+4*len(c.logs)+3*len(commits))
+	c.args = make([]any, 0, 5+5*len(c.logs)+3*len(commits))
 	c.args = append(c.args, len(c.logs), producer, number, l.publish(), markerTTL.Milliseconds())
 	for _, log := range c.logs {
 		name := l.Name(log.channel)
-		keep, age := l.retention(kind(log.channel))
-		if keep == 0 {
-			keep = position.MaxSeq
+		keep := l.retention(kind(log.channel))
+		if keep.Events == 0 {
+			keep.Events = position.MaxSeq
 		}
 		c.keys = append(c.keys, logKey(name), producersKey(name))
-		c.args = append(c.args, name, keep, age.Milliseconds(), l.least(log.channel))
+		c.args = append(c.args, name, keep.Events, keep.Bytes, keep.Age.Milliseconds(), l.least(log.channel))
 	}
 	run, at := "", 0 // the last run's where, and the index of its length
 	for _, commit := range commits {
@@ -155,12 +156,19 @@ func (c *Call) add(index map[string]int, r *Record, most int) {
 // where gives the argument that says to which logs an event goes, and adds the keys of its markers.
 func (l *Log) where(c *Call, index map[string]int, commit *Commit) string {
 	records, also := commit.Pending(l)
+	number := func(r *Record) string {
+		n := strconv.Itoa(index[r.Channel] + 1) // Lua counts from 1.
+		if r.Final {
+			n += "!"
+		}
+		return n
+	}
 	if len(records) == 1 && also == "" && !commit.Idempotent {
-		return strconv.Itoa(index[records[0].Channel] + 1) // Lua counts from 1.
+		return number(&records[0])
 	}
 	logs := make([]string, len(records))
 	for i := range records {
-		logs[i] = strconv.Itoa(index[records[i].Channel] + 1)
+		logs[i] = number(&records[i])
 	}
 	first := ""
 	if commit.Idempotent {

@@ -10,16 +10,17 @@
 --       logs, a key that has the event's position
 -- ARGV  [1] how many logs  [2] producer  [3] number of the call  [4] PUBLISH or SPUBLISH
 --       [5] lifetime of a marker in ms
---       for each log: channel, number of events to keep, lifetime in ms after the last use (0: for
---       ever), least epoch of a new log
+--       for each log: channel, number of events to keep, bytes of events to keep (0: no bound),
+--       lifetime in ms after the last use (0: for ever), least epoch of a new log
 --       for each run of events: n, where, and n events as JSON without position; where is the number
---       of a log, or '<log>,<log>,…|<index of the first marker in KEYS, or nothing>|<also>'
+--       of a log, or '<log>,<log>,…|<index of the first marker in KEYS, or nothing>|<also>'. A '!'
+--       behind the number of a log says that the log ends with the event.
 -- reply for each log a string. '+<position>': all its events were appended, one behind the other,
 --       from this position on. Otherwise it has a line for each event:
 --         '+<position>'          appended
 --         '=<position>'          was there already
 --         '~<position> <error>'  appended, but PUBLISH failed, or the SET of the marker
---         '!<error>'             not appended
+--         '!<error>'             not appended; 'ENDED …' where one of its logs has ended
 -- The script raises no error once something was appended. An event that fails in one of its logs is
 -- not appended to those behind it.
 --
@@ -28,26 +29,46 @@
 -- same text. The message's member 'prev' is the hash's field 'last' from before the append. It
 -- shows a reader that a message is missing between two, even where the positions follow one
 -- another. That happens when a new master lacks the newest entries and gives their positions again.
+--
+-- The last event of a log has the field 'final', and its message the member. The field 'ended' of
+-- the hash has its position. Then the log takes no event that it does not have.
 
 local sub, byte = string.sub, string.byte
 local producer, call, publish, markerLife = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
+-- Begins a log, or looks at one that is not what its hash says: the hash is gone, the log is gone,
+-- or another program has written to it.
+local function begin(log)
+  local last, info = open(log.key, log.hash, log.life, log.least)
+  if not last then
+    log.err = info
+    return
+  end
+  log.epoch = match(last, '^%d+')
+  log.id = log.epoch .. '-*'
+  log.rest = '"}'
+  log.ended = info and final(newest(log.key, info), last)
+  pcall('HSET', log.hash, 'epoch', log.epoch)
+  if log.ended then pcall('HSET', log.hash, 'ended', last) end
+end
+
 -- What the call has for each log. items says what became of its events: the bare position of an
 -- event that was appended, else the event's line of the reply. alike is true while '+<position>'
 -- can answer for all of them. fresh is true where the hash does not know the producer yet. rest is
--- how the next message ends.
+-- how the next message ends. bytes is what was appended since the last mark: see trim.
 local logs, a = {}, 6
 for i = 1, tonumber(ARGV[1]) do
   local log = {key = KEYS[2 * i - 1], hash = KEYS[2 * i], channel = ARGV[a], keep = ARGV[a + 1],
-    life = ARGV[a + 2], least = ARGV[a + 3], items = {}, alike = true}
-  a = a + 4
+    most = tonumber(ARGV[a + 2]), life = ARGV[a + 3], least = ARGV[a + 4], items = {}, alike = true}
+  a = a + 5
   logs[i] = log
-  local known = pcall('HMGET', log.hash, 'epoch', 'last', producer)
+  local known = pcall('HMGET', log.hash, 'epoch', 'last', producer, 'bytes', 'ended')
   if known.err then
     log.err = known.err
   else
     log.epoch, log.fresh = known[1], not known[3]
     log.rest = known[2] and '","prev":"' .. known[2] .. '"}' or '"}'
+    log.bytes, log.ended = tonumber(known[4] or 0), known[5]
     if known[3] then
       local of, answer = match(known[3], '^(%d+) %d+ (.*)$')
       if tonumber(of) > tonumber(call) then return redis.error_reply('LATE a newer call of this producer has run') end
@@ -56,10 +77,9 @@ for i = 1, tonumber(ARGV[1]) do
         log.alike = not find(answer, '\n', 1, true)
       end
     end
-    if not log.epoch then
-      local last, err = open(log.key, log.hash, log.life, log.least)
-      log.epoch = last and match(last, '^%d+')
-      if last then pcall('HSET', log.hash, 'epoch', log.epoch) else log.err = err end
+    if not log.epoch or log.ended and pcall('EXISTS', log.key) == 0 then
+      begin(log)
+      log.answer, log.alike = nil, true
     end
     log.id = log.epoch and log.epoch .. '-*'
   end
@@ -79,36 +99,30 @@ local function answered(log, i)
   if line and line ~= '!' then return byte(line) == 43 and sub(line, 2) or line end -- 43 is '+'
 end
 
-local function xadd(log, event, also, trim)
-  if also ~= '' then
-    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event, 'also', also)
-  elseif trim then
+local function xadd(log, event, also, trims, ends)
+  if also ~= '' or ends then
+    local fields = {'event', event}
+    if also ~= '' then fields[3], fields[4] = 'also', also end
+    if ends then fields[#fields + 1], fields[#fields + 2] = 'final', '1' end
+    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, unpack(fields))
+  elseif trims then
     return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event)
   end
   return pcall('XADD', log.key, 'NOMKSTREAM', log.id, 'event', event)
 end
 
--- Opens a log that is not what its hash says: it is gone, or another program has written to it.
-local function reopen(log)
-  local last, err = open(log.key, log.hash, log.life, log.least)
-  if not last then
-    log.err = err
-    return
-  end
-  log.epoch = match(last, '^%d+')
-  log.id = log.epoch .. '-*'
-  log.rest = '"}'
-  pcall('HSET', log.hash, 'epoch', log.epoch)
-end
+local function ended(log) return '!ENDED ' .. log.channel .. ' has ended' end
 
 -- Appends an event to a log and publishes it. The result is the event's item.
-local function append(log, event, also, trim)
+local function append(log, event, also, trims, ends)
   if log.err then return '!' .. log.err end
-  local at = xadd(log, event, also, trim)
+  if log.ended then return ended(log) end
+  local at = xadd(log, event, also, trims, ends)
   if not at or type(at) == 'table' and find(at.err, 'equal or smaller', 1, true) then
-    reopen(log)
+    begin(log)
     if log.err then return '!' .. log.err end
-    at = xadd(log, event, also, trim)
+    if log.ended then return ended(log) end
+    at = xadd(log, event, also, trims, ends)
   end
   if type(at) ~= 'string' then
     log.err = at and at.err or 'the log went away'
@@ -116,14 +130,17 @@ local function append(log, event, also, trim)
   end
   -- The message is made in one expression: each string on the way would cost as much as a command.
   local message
-  if also == '' then
+  if also == '' and not ends then
     message = sub(event, 1, -2) .. ',"position":"' .. at .. log.rest
   else
-    message = sub(event, 1, -2) .. ',"position":"' .. at .. '","also":"' .. also .. log.rest
+    local more = also == '' and '' or '","also":"' .. also
+    more = more .. (ends and '","final":true' .. sub(log.rest, 2) or log.rest)
+    message = sub(event, 1, -2) .. ',"position":"' .. at .. more
   end
   -- An event begins with '{"id":"', which is 7 characters; the id's last 8 are at 36 to 43.
   log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}'
-  log.wrote = true
+  log.last, log.bytes = at, log.bytes + #event
+  if ends then log.ended = at end
   local rung = pcall(publish, log.channel, message)
   if type(rung) == 'table' then return '~' .. at .. ' ' .. rung.err end
   return at
@@ -141,25 +158,26 @@ end
 local function verify(log)
   log.verified = true
   if log.err or pcall('EXISTS', log.key) ~= 0 then return end
-  reopen(log)
+  begin(log)
   log.answer = nil
 end
 
 -- Brings an event into its logs. It looks at what is known in all of them before it appends to any.
-local function place(event, where, marker, also)
-  local items = {}
+-- ends says which of them end with it.
+local function place(event, where, ends, marker, also)
+  local items, failed = {}, nil
   for i, log in ipairs(where) do
     if not log.verified then verify(log) end
     local n = #log.items + 1
     items[i] = answered(log, n) or marker and not log.err and marked(log, KEYS[marker + i - 1])
     log.items[n] = items[i] or ''
+    if not items[i] and log.ended then failed = failed or ended(log) end
   end
   -- The logs that have the event come first, so that the entries in the others name them in also.
-  local failed
   for _, known in ipairs({true, false}) do
     for i, log in ipairs(where) do
       if (items[i] and true or false) == known then
-        local item = items[i] or failed or append(log, event, also, true)
+        local item = items[i] or failed or append(log, event, also, true, ends[i])
         local at = match(item, '^[=~]?(%d+-%d+)')
         if at and marker and not known then
           local set = pcall('SET', KEYS[marker + i - 1], at, 'PX', markerLife)
@@ -189,10 +207,13 @@ while a < #ARGV do
       if byte(item) > 57 or byte(item) < 48 then log.alike = false end -- 48 to 57 are the digits
     end
   else
-    local of, marker, also = match(where .. '||', '^([%d,]+)|(%d*)|([^|]*)')
-    local list = {}
-    for i in string.gmatch(of, '%d+') do list[#list + 1] = logs[tonumber(i)] end
-    for i = a + 2, last do place(ARGV[i], list, tonumber(marker), also) end
+    local of, marker, also = match(where .. '||', '^([%d,!]+)|(%d*)|([^|]*)')
+    local list, ends = {}, {}
+    for i, final in string.gmatch(of, '(%d+)(!?)') do
+      list[#list + 1] = logs[tonumber(i)]
+      ends[#list] = final == '!'
+    end
+    for i = a + 2, last do place(ARGV[i], list, ends, tonumber(marker), also) end
   end
   a = last + 1
 end
@@ -205,6 +226,24 @@ local function sweep(hash, now)
     local since = match(fields[i + 1], '^%d+ (%d+) ')
     if since and now - since > hour then pcall('HDEL', hash, fields[i]) end
   end
+end
+
+-- Trims a log to about its bound in bytes. For each sixteenth of the bound that was appended, the
+-- hash has a mark: the number of the event at which that was so. What is before the 17th newest mark
+-- goes. The result is for HSET.
+local function trim(log)
+  local step = math.max(log.most / 16, 1)
+  local n = math.floor(log.bytes / step)
+  if log.most == 0 or n == 0 then return {'bytes', number(log.bytes)} end
+  log.bytes = log.bytes - n * step
+  local marks, epoch, seq = {}, match(log.last, '(%d+)-(%d+)')
+  for mark in string.gmatch(pcall('HGET', log.hash, 'marks') or '', '%d+') do marks[#marks + 1] = mark end
+  for _ = 1, math.min(n, 17) do marks[#marks + 1] = seq end
+  if #marks > 16 then
+    local upto = math.min(tonumber(marks[#marks - 16]), seq - 1) -- The newest event stays.
+    pcall('XTRIM', log.key, 'MINID', '~', epoch .. '-' .. number(upto + 1))
+  end
+  return {'bytes', number(log.bytes), 'marks', table.concat(marks, ' ', math.max(#marks - 15, 1))}
 end
 
 local replies = {}
@@ -222,10 +261,11 @@ for i, log in ipairs(logs) do
     end
     replies[i], answer = table.concat(items, '\n'), table.concat(kept, '\n')
   end
-  if log.wrote then
-    local now = millis()
+  if log.last then
+    local now, fields = millis(), trim(log)
+    if log.ended then fields[#fields + 1], fields[#fields + 2] = 'ended', log.ended end
     -- 11 to 18 of rest are the end of the newest id.
-    pcall('HSET', log.hash, 'last', sub(log.rest, 11, 18), producer, call .. ' ' .. number(now) .. ' ' .. answer)
+    pcall('HSET', log.hash, 'last', sub(log.rest, 11, 18), producer, call .. ' ' .. number(now) .. ' ' .. answer, unpack(fields))
     if log.fresh then sweep(log.hash, now) end
   end
   -- This comes behind all appends: once a script has written, Redis lets it write where memory is

@@ -3,6 +3,8 @@
 -- Beside each log there is a hash. It is made with the log and lives as long, an hour at least.
 --   epoch       the log's epoch
 --   last        the last 8 characters of the id of the event that was appended last
+--   ended       the position of the log's last event, if the log has ended
+--   bytes, marks  how much was appended (see trim in append.lua)
 --   <producer>  number, time and answer of the producer's last call (see append.lua)
 
 local pcall, find, match = redis.pcall, string.find, string.match
@@ -61,4 +63,21 @@ local function open(key, hash, life, least)
   pcall('PEXPIRE', key, life)
   pcall('PEXPIRE', hash, hour)
   return first
+end
+
+-- The newest entry of a log with this XINFO. That of miniredis does not have it.
+local function newest(key, info)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-entry' then return info[i + 1] end
+  end
+  return redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+end
+
+-- Reports whether the newest entry says that the log ends with it. last is where the log ends.
+local function final(entry, last)
+  if not entry or entry[1] ~= last then return false end
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'final' then return last end
+  end
+  return false
 end

@@ -57,7 +57,7 @@ type clusterClient interface {
 type Log struct {
 	client    Client
 	prefix    string
-	retention func(kind string) (events int, age time.Duration)
+	retention func(kind string) Retention
 	// PerChannel says that the logs of several channels cannot share a call, because a cluster
 	// keeps them in different slots.
 	PerChannel bool
@@ -68,9 +68,15 @@ type Log struct {
 	epochs map[string]int64 // the last epoch that this process has seen, by channel
 }
 
-// New makes a Log. retention says how many events the logs of a kind keep (0: all), and how long
-// they live after the last use (0: for ever).
-func New(client Client, prefix string, sharded bool, retention func(kind string) (events int, age time.Duration)) *Log {
+// A Retention says what a log keeps.
+type Retention struct {
+	Events int           // the newest; 0: all
+	Bytes  int           // of events, about; 0: all
+	Age    time.Duration // how long the log lives after its last use; 0: for ever
+}
+
+// New makes a Log. retention is asked by kind of channel.
+func New(client Client, prefix string, sharded bool, retention func(kind string) Retention) *Log {
 	return &Log{client: client, prefix: prefix, Sharded: sharded, retention: retention, epochs: make(map[string]int64)}
 }
 
@@ -177,6 +183,9 @@ func markerKey(name, id string) string { return "eventbus:id:{" + name + "}:" + 
 
 // replyError makes a Go error of the error that a command in a script got.
 func replyError(reply string) error {
+	if channel, ended := strings.CutPrefix(reply, "ENDED "); ended {
+		return fmt.Errorf("%w: %s", ErrEnded, strings.TrimSuffix(channel, " has ended"))
+	}
 	if temporaryReply(reply) {
 		return Error(ErrUnavailable, errors.New(reply))
 	}
@@ -228,7 +237,7 @@ func (l *Log) Find(ctx context.Context, channel, id string) (position.Position, 
 }
 
 // commands are the ones that an ACL user needs for the bus.
-const commands = "EVAL, EVALSHA, XADD, XDEL, XRANGE, XREVRANGE, XINFO, EXISTS, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, " +
+const commands = "EVAL, EVALSHA, XADD, XDEL, XTRIM, XRANGE, XREVRANGE, XINFO, EXISTS, HSET, HGET, HMGET, HDEL, HRANDFIELD, GET, SET, " +
 	"PEXPIRE, PERSIST, PTTL, TIME, DEL, PING, PUBLISH, SUBSCRIBE and UNSUBSCRIBE"
 
 //go:embed probe.lua

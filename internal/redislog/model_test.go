@@ -2,6 +2,7 @@ package redislog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,7 +61,8 @@ func (w *world) begin(p *testProducer) {
 		}
 		for _, name := range w.names {
 			if len(c.Records) == 0 && name == w.names[len(w.names)-1] || rapid.Bool().Draw(w.t, name) {
-				c.Records = append(c.Records, Record{Channel: name, Fingerprint: position.Fingerprint(c.ID)})
+				ends := name != w.names[0] && rapid.IntRange(0, 9).Draw(w.t, "ends") == 0
+				c.Records = append(c.Records, Record{Channel: name, Final: ends, Fingerprint: position.Fingerprint(c.ID)})
 			}
 		}
 		if c.Idempotent {
@@ -88,11 +90,19 @@ func (w *world) attempt(p *testProducer, lost bool) {
 				also = strings.TrimPrefix(also+" "+r.Channel+"@"+r.Pos.String(), " ")
 			}
 		}
+		refused := slices.ContainsFunc(c.Records, func(r Record) bool { return errors.Is(r.Err, ErrEnded) })
 		for _, r := range c.Records {
+			if refused && !r.Again { // An event for a log that has ended is in none of its logs.
+				require.ErrorIs(w.t, r.Err, ErrEnded)
+				require.NotContains(w.t, slices.Collect(maps.Values(idsIn(w.client, r.Channel))), c.ID)
+				require.True(w.t, slices.ContainsFunc(c.Records, func(r Record) bool { return !r.Again && w.ended(r.Channel) }))
+				continue
+			}
 			require.NoError(w.t, r.Err)
 			require.Equal(w.t, c.ID, idsIn(w.client, r.Channel)[r.Pos.String()], "the answer is true")
 			w.acked[c.ID+" "+r.Channel] = r.Pos.String()
 			entry := w.client.XRange(context.Background(), logKey(r.Channel), r.Pos.String(), r.Pos.String()).Val()[0]
+			require.Equal(w.t, r.Final && !r.Again || r.Again && entry.Values["final"] != nil, entry.Values["final"] == "1")
 			if !r.Again {
 				got, _ := entry.Values["also"].(string)
 				require.Equal(w.t, also, got)
@@ -132,7 +142,13 @@ func (w *world) failOver() {
 		w.client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: first, Values: []any{"event", ""}})
 		w.client.XDel(ctx, logKey(name), first)
 		for _, e := range w.saved.logs[name] {
-			require.NoError(w.t, w.client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: e.ID, Values: e.Values}).Err())
+			values := []any{"event", e.Values["event"]}
+			for _, field := range []string{"also", "final"} {
+				if v, ok := e.Values[field]; ok {
+					values = append(values, field, v)
+				}
+			}
+			require.NoError(w.t, w.client.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: e.ID, Values: values}).Err())
 		}
 		for field, value := range w.saved.hashes[name] {
 			w.client.HSet(ctx, producersKey(name), field, value)
@@ -145,9 +161,20 @@ func (w *world) failOver() {
 	w.older = nil // A call that comes late now may append an event that the replica lacks.
 }
 
+// ended reports whether the newest entry of a log says that the log ends with it.
+func (w *world) ended(name string) bool {
+	newest := w.client.XRevRangeN(context.Background(), logKey(name), "+", "-", 1).Val()
+	return len(newest) > 0 && newest[0].Values["final"] == "1"
+}
+
 // check compares the logs with what is known of them.
 func (w *world) check() {
 	for _, name := range w.names {
+		for i, e := range w.client.XRange(context.Background(), logKey(name), "-", "+").Val() {
+			if e.Values["final"] != nil {
+				require.EqualValues(w.t, w.client.XLen(context.Background(), logKey(name)).Val(), i+1, "nothing follows the end of %s", name)
+			}
+		}
 		seen := make(map[string]bool)
 		ids := idsIn(w.client, name)
 		for at, id := range ids {
@@ -162,8 +189,9 @@ func (w *world) check() {
 	}
 }
 
-// TestProducersAgainstAModel: replies are lost, attempts are repeated, calls come late, and a new
-// master lacks the last calls. Each event is in each of its logs once, and each answer is true.
+// TestProducersAgainstAModel: replies are lost, attempts are repeated, calls come late, logs end, and
+// a new master lacks the last calls. Each event is in each of its logs once, or in none because one of
+// them has ended; nothing follows an end, and each answer is true.
 func TestProducersAgainstAModel(t *testing.T) {
 	local, err := embedded.New()
 	require.NoError(t, err)

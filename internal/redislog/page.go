@@ -28,9 +28,8 @@ func (l *Log) script(r Request) (keys []string, args []any) {
 		from = string(r.From.Append(nil))
 	}
 	name := l.Name(r.Channel)
-	_, age := l.retention(kind(r.Channel))
 	return []string{logKey(name), producersKey(name)},
-		[]any{from, r.Count, pageBytes, age.Milliseconds(), l.least(r.Channel)}
+		[]any{from, r.Count, pageBytes, l.retention(kind(r.Channel)).Age.Milliseconds(), l.least(r.Channel)}
 }
 
 // Read gives a page of a log. Where there is no log, Read begins one.
@@ -81,7 +80,7 @@ var errReadReply = errors.New("unexpected reply to read")
 // parsePage reads a reply of read.lua.
 func parsePage(asked position.Position, reply any) (*position.Page, error) {
 	parts, ok := reply.([]any)
-	if !ok || len(parts) < 3 {
+	if !ok || len(parts) < 4 {
 		return nil, errReadReply
 	}
 	p := &position.Page{Asked: asked}
@@ -97,7 +96,8 @@ func parsePage(asked position.Position, reply any) (*position.Page, error) {
 			return nil, err
 		}
 	}
-	for _, part := range parts[3:] {
+	p.Ended = parts[3] == "1"
+	for _, part := range parts[4:] {
 		list, _ := part.([]any)
 		p.Entries = slices.Grow(p.Entries, len(list))
 		for _, item := range list {
@@ -134,6 +134,8 @@ func parseEntry(item any) (e position.LogEntry, err error) {
 			e.Event = []byte(value)
 		case "also":
 			e.Also = value
+		case "final":
+			e.Final = true
 		}
 	}
 	e.Pos.Fingerprint = position.Fingerprint(eventID(e.Event))

@@ -59,7 +59,7 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
 			defer rdb.Close()
-			l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 10_000, time.Hour }}
+			l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) Retention { return Retention{Events: 10_000, Age: time.Hour} }}
 			commits := make([]*Commit, n)
 			b.ReportAllocs()
 			for number := int64(1); b.Loop(); number++ {
@@ -86,7 +86,7 @@ func BenchmarkRead(b *testing.B) {
 		ev := sample.Event()
 		rdb.XAdd(ctx, &redis.XAddArgs{Stream: logKey(name), ID: fmt.Sprintf("1700000000000-%d", i+1), Values: []any{"event", ev.AppendJSON(nil)}})
 	}
-	l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) (int, time.Duration) { return 0, 0 }}
+	l := &Log{client: rdb, epochs: make(map[string]int64), retention: func(string) Retention { return Retention{Events: 0, Age: 0} }}
 	r := Request{Channel: name, From: position.Position{Epoch: 1700000000000, Seq: 256}, Count: 256}
 	b.ReportAllocs()
 	for b.Loop() {

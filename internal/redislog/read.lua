@@ -8,13 +8,13 @@
 --       does not count, so that a reader always gets on.
 --       [4] lifetime in ms (0: for ever)  [5] least epoch of a new log
 -- reply [1] position of the last append  [2] position of the oldest entry, '' when there is none
---       [3] id of the event at [1], '' when that entry is gone
+--       [3] id of the event at [1], '' when that entry is gone  [4] '1' when the log has ended
 --       then lists of entries, as XRANGE gives them
 local life = ARGV[4]
 -- To begin a log is the first write, so that Redis refuses it where memory is full.
 local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
 if not last then return redis.error_reply(info) end
-if not info then return {last, '', ''} end
+if not info then return {last, '', '', ''} end
 local no = readonly(KEYS[2])
 if no then return no end
 
@@ -24,22 +24,20 @@ if match(last, '%d+$') == '0' and (life == '0' or tonumber(life) > hour) then li
 local left = redis.call('PTTL', KEYS[1])
 if left >= 0 and (life == '0' or left < life * 3 / 4) then extend(KEYS[1], KEYS[2], life) end
 
-local oldest, newest
+local oldest, top = nil, newest(KEYS[1], info)
 for i = 1, #info, 2 do
   if info[i] == 'first-entry' then oldest = info[i + 1] end
-  if info[i] == 'last-entry' then newest = info[i + 1] end
 end
--- The XINFO of miniredis does not have these two entries.
+-- The XINFO of miniredis does not have this entry.
 oldest = oldest or redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-newest = newest or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 -- Only the newest epoch counts. These scripts never add a second one to a log.
 local epoch = match(last, '^%d+')
 local begin = epoch .. '-1'
 if oldest and (match(oldest[1], '^%d+') ~= epoch or match(oldest[1], '%d+$') == '0') then
   oldest = redis.call('XRANGE', KEYS[1], begin, '+', 'COUNT', 1)[1]
 end
-local id = newest and newest[1] == last and match(newest[2][2] or '', '^{"id":"([^"\\]*)"')
-local reply = {last, oldest and oldest[1] or '', id or ''}
+local id = top and top[1] == last and match(top[2][2] or '', '^{"id":"([^"\\]*)"')
+local reply = {last, oldest and oldest[1] or '', id or '', final(top, last) and '1' or ''}
 
 local from, count, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if from == '-' or match(from, '^%d+') ~= epoch or match(from, '%d+$') == '0' then from = begin end
@@ -50,7 +48,7 @@ while count > 0 and bytes > 0 do
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', step)
   local n, more = #page, #page == step
   for i, entry in ipairs(page) do
-    if i > 1 or #reply > 3 then bytes = bytes - #(entry[2][2] or '') end
+    if i > 1 or #reply > 4 then bytes = bytes - #(entry[2][2] or '') end
     if bytes <= 0 then n = math.min(n, i) end
   end
   from = n > 0 and '(' .. page[n][1]

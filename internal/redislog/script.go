@@ -15,6 +15,8 @@ import (
 var (
 	// ErrUnavailable is wrapped by errors that another attempt may mend.
 	ErrUnavailable = errors.New("eventbus: redis is not available")
+	// ErrEnded is the error of an event for a log that has ended. Nothing changes that.
+	ErrEnded = errors.New("eventbus: the channel has ended")
 	// ErrUnsupported is wrapped by errors of the probe that only a change of the server can mend.
 	ErrUnsupported = errors.New("eventbus: redis cannot be used")
 )
