@@ -68,11 +68,14 @@ func ExampleBus_Handler() {
 	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
 		if typ, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
 			fmt.Println(typ)
-			break
+			if typ == "issue.closed" {
+				break
+			}
 		}
 	}
 	// Output:
 	// 200 OK text/event-stream
+	// stream.live
 	// issue.closed
 }
 

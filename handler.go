@@ -127,7 +127,7 @@ func (q *request) serve() {
 		sub.LastEventID = id
 	}
 	ctx, cancel := context.WithTimeoutCause(q.r.Context(), openTimeout, ErrUnavailable)
-	reader, err := b.open(ctx, sub)
+	reader, err := b.open(ctx, sub, true)
 	cancel()
 	if err != nil {
 		if refusal(err) || errors.Is(err, ErrLimit) {
@@ -137,11 +137,15 @@ func (q *request) serve() {
 		return
 	}
 	defer reader.close()
-	s := b.newStream(q.r.Context(), reader, q.options)
-	s.Until, s.Check = sub.ValidUntil, q.check
+	if sub.LastEventID != "" && reader.AtEnd() {
+		q.refuse(ErrGone)
+		return
+	}
+	s := b.newStream(q.r.Context(), reader, &sub, q.options)
+	s.Until, s.Check = sub.ValidUntil, func() (time.Time, bool) { return q.check(s) }
 	if b.revocations() != revocations {
 		// One that came between authorize and open has not found this reader.
-		if s.Until, err = q.askAgain(); err != nil {
+		if s.Until, err = q.askAgain(s); err != nil {
 			q.refuse(err)
 			return
 		}
@@ -181,8 +185,8 @@ func (q *request) canStream() bool {
 }
 
 // check asks again whether the client may still read the same. A failure is no answer.
-func (q *request) check() (until time.Time, ok bool) {
-	until, err := q.askAgain()
+func (q *request) check(s *reader.Stream) (until time.Time, ok bool) {
+	until, err := q.askAgain(s)
 	if err != nil && err != errChanged && !refusal(err) {
 		q.bus.warn("authorize failed; calling it again", err)
 		return time.Now().Add(q.options.keepalive), true
@@ -192,22 +196,31 @@ func (q *request) check() (until time.Time, ok bool) {
 
 var errChanged = errors.New("authorize has returned another subscription")
 
-// askAgain gives the time at which authorize is to be asked next, or why the client may not read.
-func (q *request) askAgain() (until time.Time, err error) {
+// askAgain gives the time at which authorize is to be asked next, or why the client may not read. The
+// stream goes on with the Snapshot of the latest answer.
+func (q *request) askAgain(s *reader.Stream) (until time.Time, err error) {
 	again, err := q.authorize(q.r)
 	if err == nil && (again.Identity != q.sub.Identity || !slices.Equal(again.Types, q.sub.Types) ||
 		!sameChannels(distinct(q.sub.Channels), again.Channels)) {
 		err = errChanged
 	}
+	if err == nil {
+		s.Snapshot = again.snapshot()
+	}
 	return again.ValidUntil, authorizeError(err)
 }
 
-// stream writes the frames.
+// stream writes the frames. Where there is none, because a snapshot with which the stream was to begin
+// has failed, the request is refused.
 func (q *request) stream(s *reader.Stream) {
-	streamHeader(q.w.Header())
 	out := deadlines{control: q.control, timeout: q.options.writeTimeout, idle: q.r.ProtoMajor == 1}
 	defer out.clear()
+	begun := false
 	for frame := range s.Frames {
+		if !begun {
+			streamHeader(q.w.Header())
+			begun = true
+		}
 		out.set()
 		if _, err := q.w.Write(frame); err != nil {
 			return
@@ -218,6 +231,9 @@ func (q *request) stream(s *reader.Stream) {
 		if !out.idle {
 			out.clear()
 		}
+	}
+	if s.Err != nil && !begun {
+		q.refuse(streamError(s.Err))
 	}
 }
 

@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -58,14 +59,24 @@ const comeBack = 500
 
 // newStream turns what a subscriber comes upon into frames. When they break, the more streams there
 // are, the longer their clients take to come back.
-func (b *Bus) newStream(ctx context.Context, r *subscriber, o sseOptions) *reader.Stream {
-	return r.Stream(ctx, o.keepalive, func() (least, most time.Duration) {
+func (b *Bus) newStream(ctx context.Context, r *subscriber, sub *Subscription, o sseOptions) *reader.Stream {
+	s := r.Stream(ctx, o.keepalive, func() (least, most time.Duration) {
 		streams := b.admitted.open()
 		if b.isDraining() {
 			streams = b.leaving // some have gone already
 		}
 		return o.retry, 2*o.retry + time.Duration(streams)*time.Second/comeBack
 	})
+	s.Snapshot = sub.snapshot()
+	return s
+}
+
+// streamError is the error that ends a stream, as callers get it.
+func streamError(err error) error {
+	if failed, ok := errors.AsType[*reader.SnapshotError](err); ok {
+		return fmt.Errorf("eventbus: %w", failed)
+	}
+	return err
 }
 
 // SubscribeSSE walks the frames of an event stream. It is for a handler of your own, or for an
@@ -91,18 +102,20 @@ func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOpt
 			yield(nil, err)
 			return
 		}
-		r, err := b.open(ctx, sub)
+		r, err := b.open(ctx, sub, true)
 		if err != nil {
 			yield(nil, err)
 			return
 		}
 		defer r.close()
-		s := b.newStream(ctx, r, o)
+		s := b.newStream(ctx, r, &sub, o)
 		for frame := range s.Frames {
 			if !yield(frame, nil) {
 				return
 			}
 		}
-		yield(nil, s.Err)
+		if s.Err != reader.Done {
+			yield(nil, streamError(s.Err))
+		}
 	}
 }

@@ -29,10 +29,18 @@ type Subscription struct {
 	After Cursor
 	// Oldest begins with the oldest event of each log. It cannot be combined with After.
 	Oldest bool
+	// Last begins so many events before the end of each log, counted before Types, or with the oldest
+	// event where there are fewer. It cannot be combined with After, Oldest or Snapshot.
+	Last int
+	// NoFollow ends the subscription where the logs ended when it began: what a page shows first. A
+	// channel without a log has nothing, and gets no log. A channel is done, too, when its log went
+	// back, or is another one. Over SSE the response ends with stream.live: it is for fetch, not for
+	// EventSource, which would come back.
+	NoFollow bool
 	// LastEventID resumes from what an SSE client sends: a cursor, the ID of an event that a log of
 	// one of the channels still has, or, with one channel, a position. Anything else is a gap with
-	// [GapUnknown] in every channel. It takes precedence over After and Oldest. [Bus.Handler] sets
-	// it from the request.
+	// [GapUnknown] in every channel. It takes precedence over After, Oldest and Last. [Bus.Handler]
+	// sets it from the request.
 	LastEventID string
 	// Identity says who reads, in whatever way the program names its users. [WithMaxPerIdentity]
 	// limits how many subscriptions an identity may have open, and [Bus.Revoke] ends them. Without
@@ -42,9 +50,28 @@ type Subscription struct {
 	// ValidUntil is for [Bus.Handler]: authorize is called again at this time, too, and not only at
 	// keepalives. It may be zero.
 	ValidUntil time.Time
+	// Snapshot is for event streams: it loads the state of all Channels together, for a client that
+	// has none. The stream gives it as stream.snapshot, and goes on right behind it: see
+	// [Bus.SubscribeSSE]. It is called when a client comes without a cursor that can be read and
+	// covers all channels, and instead of each gap; with Oldest, only where a log's first event is
+	// gone.
+	//
+	// state is encoded as JSON, 4 MiB at most. after is the cursor that the program has stored with
+	// the state, such as [Writer.Flush] and [Receipt] give it: nothing is missing behind it and
+	// nothing comes twice. With the zero Cursor, the bus has taken the cursor before the call; store
+	// the state first then, and publish the event after that. What the state has already may come
+	// again.
+	//
+	// A call fails after 30s, with an error, and when it panics. Its context ends when no client
+	// waits for it any more.
+	Snapshot func(ctx context.Context) (state any, after Cursor, err error)
+	// SnapshotKey lets streams of the same Channels share calls of Snapshot, if they have the same
+	// key. Put into it whatever the state depends on, such as tenant and role: what one user may see
+	// must not reach another. Without a key, nothing is shared. It has at most 1,024 bytes.
+	SnapshotKey string
 }
 
-const maxIdentity = 1024
+const maxIdentity, maxSnapshotKey = 1024, 1024
 
 // check refuses a subscription that cannot be read.
 func (s *Subscription) check(o *options) error {
@@ -73,6 +100,19 @@ func (s *Subscription) check(o *options) error {
 	}
 	if s.Oldest && !s.After.IsZero() {
 		p.Add("oldest", "and after are both set")
+	}
+	switch {
+	case s.Last < 0:
+		p.Add("last", "is negative")
+	case s.Last > 0 && !s.After.IsZero():
+		p.Add("last", "and after are both set")
+	case s.Last > 0 && s.Oldest:
+		p.Add("last", "and oldest are both set")
+	case s.Last > 0 && s.Snapshot != nil:
+		p.Add("last", "and snapshot are both set: a stream with a snapshot goes on behind it")
+	}
+	if len(s.SnapshotKey) > maxSnapshotKey {
+		p.Add("snapshot_key", "has %d bytes, more than %d", len(s.SnapshotKey), maxSnapshotKey)
 	}
 	if err := p.err(); err != nil {
 		return err
@@ -111,7 +151,8 @@ func distinct(channels []Channel) []Channel {
 // published to several of the channels. Nothing happens before the range begins, and "now" is that
 // moment.
 //
-// The walk is endless, and goes on after a gap. Any other error is the last: the cause of the
+// The walk goes on after a gap, until every channel has ended (see [PublishOptions].Ends): then it
+// ends without an error. Any other error is the last: the cause of the
 // context's end, [ErrClosed], [ErrRevoked], a [*LimitError], or a [*ValidationError] for the
 // channels. While Redis is away, the walk waits. A loop body that takes its time delays nobody else
 // and costs no memory: the walk is behind then, and reads from the log what it has missed.
@@ -123,11 +164,15 @@ func (b *Bus) Subscribe(ctx context.Context, channels ...Channel) iter.Seq2[Even
 }
 
 // SubscribeWith is [Bus.Subscribe] with all that a [Subscription] can say: it resumes from a
-// cursor, begins with the oldest event, or keeps some types only. Keep Event.Cursor of the last
+// cursor, begins with older events, ends where the logs end, or keeps some types only. Keep Event.Cursor of the last
 // event that was dealt with: a subscription with that as After goes on right behind it.
 func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		r, err := b.open(ctx, sub)
+		if sub.Snapshot != nil {
+			yield(Event{}, invalid("subscription", "snapshot", "is for event streams: an iterator gets events only"))
+			return
+		}
+		r, err := b.open(ctx, sub, false)
 		if err != nil {
 			yield(Event{}, err)
 			return
@@ -136,6 +181,9 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 		defer r.WakeOn(ctx)()
 		for {
 			st, err := r.Next(ctx, true)
+			if err == reader.Done {
+				return
+			}
 			if err != nil {
 				yield(Event{}, err)
 				return
@@ -163,8 +211,8 @@ type subscriber struct {
 	identity identity
 }
 
-// open begins a subscription. It waits until all its channels can be read.
-func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
+// open begins a subscription, as a stream or not. It waits until all its channels can be read.
+func (b *Bus) open(ctx context.Context, sub Subscription, stream bool) (*subscriber, error) {
 	if err := b.made(); err != nil {
 		return nil, err
 	}
@@ -185,7 +233,8 @@ func (b *Bus) open(ctx context.Context, sub Subscription) (*subscriber, error) {
 	err := b.watched(ctx, s)
 	if err == nil {
 		err = s.Begin(ctx, reader.Subscription{
-			Channels: channelTexts(sub.Channels), Types: sub.Types, After: sub.After.text, Oldest: sub.Oldest, LastEventID: sub.LastEventID,
+			Channels: channelTexts(sub.Channels), Types: sub.Types, LastEventID: sub.LastEventID, After: sub.After.text,
+			Oldest: sub.Oldest, Last: sub.Last, NoFollow: sub.NoFollow, Live: stream, Snapshot: sub.Snapshot != nil,
 		})
 	}
 	if err != nil {
@@ -229,6 +278,18 @@ func (s *subscriber) close() {
 // gapError is a gap as callers get it.
 func (s *subscriber) gapError(g *reader.Gap) *GapError {
 	return &GapError{Channel: s.channels[g.Channel], Reason: GapReason(g.Reason), From: positionOf(g.From), Cursor: Cursor{g.Cursor}}
+}
+
+// snapshot is the subscription's Snapshot as readers call it, nil where there is none.
+func (s *Subscription) snapshot() *reader.Snapshot {
+	load := s.Snapshot
+	if load == nil {
+		return nil
+	}
+	return &reader.Snapshot{Key: s.SnapshotKey, Load: func(ctx context.Context) (any, string, error) {
+		state, after, err := load(ctx)
+		return state, after.text, err
+	}}
 }
 
 func channelTexts(channels []Channel) []string {

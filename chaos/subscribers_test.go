@@ -222,9 +222,9 @@ func (s *subscriber) parse(from io.Reader, alive func()) error {
 		}
 		var it item
 		switch kind {
-		case "":
+		case "", "stream.live":
 			s.cursor = cursor
-			id, data = "", ""
+			id, kind, data = "", "", ""
 			continue
 		case "stream.gap":
 			var gap struct{ Channel, Reason, From string }

@@ -152,6 +152,7 @@ func (h *hostile) resume(t testing.TB, ways ...with) answer {
 				if marker == "" {
 					marker = h.happens(t, ctx, 0)
 				}
+			case b.Event.Type == "stream.live":
 			case b.Event.Type == "stream.gap":
 				var g gapData
 				decodeInto(t, b.Event.Data, &g)

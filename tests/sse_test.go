@@ -170,9 +170,11 @@ func TestSubscribeSSEGivesWholeBlocks(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, bytes.HasSuffix(frame, []byte("\n\n")), "%q", frame)
 			for _, b := range p.Parse(frame) {
-				if b.Event != nil {
+				switch {
+				case b.Event != nil && b.Event.Type == "stream.live":
+				case b.Event != nil:
 					got = append(got, textOf(t, *b.Event))
-				} else if b.Comment() {
+				case b.Comment():
 					comments++
 				}
 			}
@@ -259,7 +261,7 @@ func TestSubscribeSSESaysWhyItEnded(t *testing.T) {
 		}
 		require.Equal(t, eventbus.ErrClosed, last)
 		require.NoError(t, <-shut)
-		require.Equal(t, 2, frames)
+		require.GreaterOrEqual(t, frames, 2) // there may be a stream.live between them
 		require.Len(t, final.Lines, 1)
 		require.GreaterOrEqual(t, p.Retry, 0)
 		require.Less(t, p.Retry, 400)

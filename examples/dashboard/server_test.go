@@ -174,11 +174,14 @@ func (s *stream) next() (f frame, ok bool) {
 		case "event":
 			f.event = value
 		case "data":
-			require.NoError(s.t, json.Unmarshal([]byte(value), &f.data), value)
+			if f.event != "stream.live" {
+				require.NoError(s.t, json.Unmarshal([]byte(value), &f.data), value)
+			}
 		case "":
-			if f.event != "" {
+			if f.event != "" && f.event != "stream.live" {
 				return f, true
 			}
+			f = frame{}
 		}
 	}
 	return f, false

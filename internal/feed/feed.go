@@ -109,11 +109,7 @@ func (f *Feed) Acquire(channel string) *tail.Tail {
 	defer f.mu.Unlock()
 	u := f.tails[name]
 	if u == nil {
-		var t *tail.Tail
-		t = tail.New(channel, name, &f.pageBytes, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {
-			f.Spawn(func() { done(f.Log.Read(f.ctx, f.request(t, r))) })
-		})
-		u = &used{tail: t}
+		u = &used{tail: f.newTail(channel, false)}
 		f.tails[name] = u
 		f.stray = append(f.stray, name)
 		f.strays.Set()
@@ -122,9 +118,24 @@ func (f *Feed) Acquire(channel string) *tail.Tail {
 	return u.tail
 }
 
-// request asks for a page of a tail's log.
-func (f *Feed) request(t *tail.Tail, r tail.Request) redislog.Request {
-	return redislog.Request{Channel: t.Channel, From: r.From, Count: r.Count}
+// Peek gives a tail for a reader that only wants what a log has now: the one that is kept for other
+// readers, or else one that nobody fills. It begins no log. The reader releases it.
+func (f *Feed) Peek(channel string) *tail.Tail {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if u := f.tails[f.Log.Name(channel)]; u != nil {
+		u.readers++
+		return u.tail
+	}
+	return f.newTail(channel, true)
+}
+
+func (f *Feed) newTail(channel string, peek bool) *tail.Tail {
+	return tail.New(channel, f.Log.Name(channel), &f.pageBytes, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {
+		f.Spawn(func() {
+			done(f.Log.Read(f.ctx, redislog.Request{Channel: channel, From: r.From, Count: r.Count, Peek: peek}))
+		})
+	})
 }
 
 // Release says that a reader does not need the tail any more.
@@ -132,6 +143,10 @@ func (f *Feed) Release(t *tail.Tail) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	u := f.tails[t.Name]
+	if u == nil || u.tail != t { // it came from Peek
+		t.Drop()
+		return
+	}
 	if u.readers--; u.readers == 0 {
 		u.idleSince = time.Now()
 	}

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -155,14 +156,18 @@ func (f *Feed) fill(ctx context.Context, tails []*tail.Tail) (failed []*tail.Tai
 	for i, t := range tails {
 		listened[i] = f.confirmation(t)
 		asked[i] = t.Want()
-		requests[i] = f.request(t, asked[i])
+		requests[i] = redislog.Request{Channel: t.Channel, From: asked[i].From, Count: asked[i].Count}
 	}
 	pages, errs := f.Log.ReadMany(ctx, requests)
 	f.Fills.Add(int64(len(tails)))
 	for i, t := range tails {
 		if errs[i] != nil {
 			f.Warn("filling from a log failed; trying again", errs[i])
-			t.Unfilled()
+			refused := errs[i]
+			if errors.Is(refused, redislog.ErrUnavailable) || ctx.Err() != nil {
+				refused = nil
+			}
+			t.Unfilled(refused)
 			failed = append(failed, t)
 			continue
 		}

@@ -2,7 +2,10 @@ package reader
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndarix/eventbus/internal/feed"
 	"github.com/syndarix/eventbus/internal/pace"
@@ -27,22 +30,28 @@ type Config struct {
 type Readers struct {
 	Config
 	searching chan struct{} // has one slot: a search of a log takes it
-	Gaps      atomic.Int64  // how many gaps readers have come upon
+	snapshots snapshots
+	Gaps      atomic.Int64 // how many gaps readers have come upon
 }
 
 // NewReaders makes the readers of a bus.
 func NewReaders(c Config) *Readers {
-	return &Readers{Config: c, searching: make(chan struct{}, 1)}
+	return &Readers{Config: c, searching: make(chan struct{}, 1), snapshots: snapshots{flights: make(map[string]*flight)}}
 }
 
-// A Subscription says what a reader reads, and from where. It begins now unless Oldest, After or
-// LastEventID says otherwise. LastEventID takes precedence over both.
+// A Subscription says what a reader reads, and from where. It begins now unless LastEventID, After,
+// Oldest or Last says otherwise; of these, the first that is set counts.
 type Subscription struct {
 	Channels    []string // all different
 	Types       []string // globs; none: all types
+	LastEventID string   // what an SSE client sends; anything is accepted
 	After       string   // a cursor
 	Oldest      bool     // begin with the oldest event of each log
-	LastEventID string   // what an SSE client sends; anything is accepted
+	Last        int      // begin so many events before the end of each log
+	NoFollow    bool     // end where the logs ended when the subscription began
+	Live        bool     // say when everything is read that was in the logs when it began
+	// Snapshot says that the program has a state for a reader that does not come back with a cursor.
+	Snapshot bool
 }
 
 // New makes a reader. The next call is Begin.
@@ -55,18 +64,29 @@ func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
 	defer cancel(nil)
 	defer context.AfterFunc(r.Draining, func() { cancel(context.Cause(r.Draining)) })()
 	r.types = newTypeFilter(sub.Types)
+	r.noFollow, r.live = sub.NoFollow, !sub.Live && !sub.NoFollow
+	acquire := r.Feed.Acquire
+	if sub.NoFollow {
+		acquire = r.Feed.Peek
+	}
 	var names []string
 	for _, c := range sub.Channels {
-		t := r.Feed.Acquire(c)
+		t := acquire(c)
 		r.lanes = append(r.lanes, &lane{tail: t, place: tail.Place{Waiter: r.waiter}})
 		names = append(names, t.Name)
 	}
 	r.key = position.NewKey(names)
 	for _, l := range r.lanes {
+		if sub.NoFollow {
+			continue // the log says where the lane begins and ends
+		}
 		select {
 		case <-l.tail.Opened:
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+		if err := l.tail.Refused(); err != nil {
+			return err
 		}
 	}
 	return r.start(ctx, sub, names)
@@ -76,22 +96,98 @@ func (r *Reader) Begin(ctx context.Context, sub Subscription) error {
 func (r *Reader) start(ctx context.Context, sub Subscription, names []string) error {
 	for _, l := range r.lanes {
 		l.tail.Begin(&l.place)
-		l.began = l.place.Pos
+		l.began, l.target = l.place.Pos, l.place.Pos
 	}
 	r.passed()
-	after := sub.After
-	switch id := sub.LastEventID; {
-	case id == "":
-		if sub.Oldest {
-			r.startAt(position.Position{})
+	resumes := sub.LastEventID != "" || sub.After != ""
+	if err := r.askLogs(ctx, sub, resumes); err != nil {
+		return err
+	}
+	switch {
+	case resumes:
+		if err := r.resume(ctx, sub, names); err != nil {
+			return err
+		}
+	case sub.Oldest:
+		r.startAt(position.Position{})
+		r.due = sub.Snapshot && slices.ContainsFunc(r.lanes, func(l *lane) bool { return l.log.Origin().Seq > 0 })
+	default:
+		for _, l := range r.lanes {
+			l.startBefore(int64(sub.Last))
+		}
+		r.due = sub.Snapshot
+	}
+	return context.Cause(ctx)
+}
+
+// liveWait is how long a reader waits to learn where the logs end if it can do without.
+const liveWait = time.Second
+
+// askLogs asks where the logs end now, unless the subscription begins now. A resumed stream needs it
+// only to say when it is live, and does not wait for a Redis that is away.
+func (r *Reader) askLogs(ctx context.Context, sub Subscription, resumes bool) error {
+	must := sub.NoFollow || !resumes && (sub.Last > 0 || sub.Oldest && sub.Snapshot)
+	if !must && !(sub.Live && (resumes || sub.Oldest)) {
+		return nil
+	}
+	asked, cancel := ctx, context.CancelFunc(func() {})
+	if !must {
+		asked, cancel = context.WithTimeout(ctx, liveWait)
+	}
+	defer cancel()
+	for _, l := range r.lanes {
+		if err := r.askLog(asked, l, must); err != nil && must {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// askLog asks where the log of a lane ends now; with must, until there is an answer.
+func (r *Reader) askLog(ctx context.Context, l *lane, must bool) error {
+	var retry pace.Backoff
+	for {
+		page, err := l.tail.State(ctx)
+		if err == nil {
+			l.log, l.target = page, page.Last
 			return nil
 		}
-	case isUUID(id):
-		return r.startAtEvent(ctx, id)
-	default:
+		if ctx.Err() != nil || !must || !errors.Is(err, redislog.ErrUnavailable) {
+			return err
+		}
+		r.Warn("reading a log failed; trying again", err)
+		select {
+		case <-retry.After():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// startBefore puts a lane so many events before the end of its log. With none, it stays where the
+// tail ends, unless the log was asked.
+func (l *lane) startBefore(n int64) {
+	if l.log == nil {
+		return
+	}
+	l.place.Pos = l.log.Last
+	if origin := l.log.Origin(); n > 0 && l.log.Last.Seq-n > origin.Seq {
+		l.place.Pos = position.Position{Epoch: l.log.Last.Epoch, Seq: l.log.Last.Seq - n}
+	} else if n > 0 && origin.Seq < l.log.Last.Seq {
+		l.place.Pos = position.Position{} // the oldest, also if that is another one by now
+	}
+	l.began = l.place.Pos
+}
+
+// resume puts the lanes where a cursor says, or what a client has sent as its last event id.
+func (r *Reader) resume(ctx context.Context, sub Subscription, names []string) error {
+	after := sub.After
+	if id := sub.LastEventID; id != "" {
 		_, err := position.DecodeCursor(id)
 		pos, posErr := position.Parse(id)
 		switch {
+		case isUUID(id):
+			return r.startAtEvent(ctx, id)
 		case err == nil:
 			after = id
 		case posErr == nil && len(r.lanes) == 1:
@@ -101,9 +197,6 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 			r.startAt(position.Unknown)
 			return nil
 		}
-	}
-	if after == "" {
-		return nil
 	}
 	entries, err := position.Entries(after, names)
 	if err != nil {
@@ -117,12 +210,15 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 		}
 		// The channel is new to the cursor. It begins where its log ends, not its tail: an event on
 		// its way to the tail may already have been delivered from a channel of the cursor.
-		if l.place.Pos, err = r.logEnd(ctx, l.tail); err != nil {
-			return err
+		if l.log == nil {
+			if err := r.askLog(ctx, l, true); err != nil {
+				return err
+			}
 		}
-		l.began = l.place.Pos
+		l.startBefore(0)
+		r.due = sub.Snapshot
 	}
-	return context.Cause(ctx)
+	return nil
 }
 
 // startAt puts all lanes at a position. From the zero position and from Unknown, load finds in the
@@ -133,21 +229,9 @@ func (r *Reader) startAt(pos position.Position) {
 	}
 }
 
-// logEnd asks where the log of a tail ends, until there is an answer.
-func (r *Reader) logEnd(ctx context.Context, t *tail.Tail) (position.Position, error) {
-	var retry pace.Backoff
-	for {
-		end, err := t.LogEnd(ctx)
-		if err == nil || ctx.Err() != nil {
-			return end, err
-		}
-		r.Warn("reading a log failed; trying again", err)
-		select {
-		case <-retry.After():
-		case <-ctx.Done():
-			return end, context.Cause(ctx)
-		}
-	}
+// AtEnd reports whether all channels have ended, and the reader is behind their last events.
+func (r *Reader) AtEnd() bool {
+	return !slices.ContainsFunc(r.lanes, func(l *lane) bool { return !l.tail.Ended(l.place.Pos) })
 }
 
 func isUUID(s string) bool {
@@ -207,6 +291,7 @@ func (rs *Readers) find(ctx context.Context, t *tail.Tail, id string) (position.
 
 // Close gives the tails back. Call it once, at the end.
 func (r *Reader) Close() {
+	r.leave()
 	for _, l := range r.lanes {
 		l.tail.Forget(&l.place)
 		r.Feed.Release(l.tail)

@@ -41,13 +41,14 @@ import (
 // name only positions behind began and the holes. Two exceptions are given up: an event that is
 // published again, and one that was between two logs of a cluster.
 
-// elsewhere reports whether another lane than l delivers the event of an entry of l.
-func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
+// elsewhere reports whether another lane than l delivers the event of an entry of l, and gives that
+// lane, and the place of the event there. Those of a foreign event are not known.
+func (r *Reader) elsewhere(l *lane, e *tail.Entry) (*lane, position.Position, bool) {
 	if len(r.lanes) == 1 {
-		return false
+		return nil, position.Position{}, false
 	}
 	if e.Foreign {
-		return r.foreign.elsewhere(e.Event.ID, l)
+		return nil, position.Position{}, r.foreign.elsewhere(e.Event.ID, l)
 	}
 	for name, at := range places(e.Also) {
 		for _, m := range r.lanes {
@@ -58,11 +59,11 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) bool {
 			// another event. Then this lane delivers its own.
 			at.Fingerprint = position.Fingerprint(e.Event.ID)
 			if !r.Log.PerChannel || !m.tail.Another(at) {
-				return true
+				return m, at, true
 			}
 		}
 	}
-	return false
+	return nil, position.Position{}, false
 }
 
 // delivers reports whether the event at p in the lane's log is the lane's to deliver: it has been

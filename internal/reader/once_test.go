@@ -60,7 +60,7 @@ func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
 	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
-		tl := tail.New("project:p", "p", new(atomic.Int64), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { done(&position.Page{Last: end}, nil) })
+		tl := tail.New("project:p", "p", new(atomic.Int64), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { go done(&position.Page{Last: end}, nil) })
 		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: last}, true))
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}

@@ -10,20 +10,24 @@
 //	a revoke calls End    the error of End   at once
 //	the bus is closed     cause of Closed    at once
 //	the bus drains        cause of Draining  at once; with drain, when nothing more can be read
+//	NoFollow is done      Done               when the reader is where the logs ended as it began
+//	all channels ended    Done               when their ends were given
 //
 // A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
 // call ring and End, and set its waiter, as WakeOn does. The package starts no goroutine but the
 // search of a log for an id, one at a time.
 //
 //	reader.go  the Reader: lanes, steps, gaps, cursors
-//	begin.go   where a subscription begins, and the search
-//	once.go    the once-rule
-//	stream.go  frames, keepalives, and the checks whether a client may still read
-//	types.go   the type filter
+//	begin.go     where a subscription begins, and the search
+//	once.go      the once-rule
+//	snapshot.go  snapshots, which readers with the same view share
+//	stream.go    frames, keepalives, and the checks whether a client may still read
+//	types.go     the type filter
 package reader
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 	"sync/atomic"
@@ -44,6 +48,12 @@ type Reader struct {
 	waiter  pace.Flag
 	carries bool   // cursors say where lanes began, and their holes: see once.go
 	foreign recent // the newest foreign events
+
+	noFollow bool
+	due      bool    // the reader begins with a snapshot
+	live     bool    // all lanes have come to where their logs ended when the reader began
+	asked    *flight // the snapshot that the reader waits for
+	stale    bool    // asked began too early: another one is to be asked for
 
 	alarm atomic.Bool           // set by ring
 	over  atomic.Pointer[error] // set by End
@@ -76,21 +86,45 @@ type lane struct {
 	end     position.Position
 	endRead int // 0: the end is known
 
+	log    *position.Page    // the log's state as the reader began, nil where nobody asked
+	target position.Position // where the log ended then; zero where there was none
+	ended  bool              // the lane is behind the last event of a log that has ended
+	said   bool              // Next has given that
+	// follows is the place of the log's last event in the lane that delivers it. The end comes
+	// behind that.
+	follows struct {
+		lane *lane
+		at   position.Position
+	}
+	fresh bool // a snapshot has put the lane here, and its log was not read since
+
 	// A log that cannot be read is tried again. It does not hold up the other lanes.
 	failed error
 	retry  pace.Backoff
 	again  time.Time // when to try next
 }
 
-// A step is what a reader comes upon: a gap, or some entries of one lane. It is a timeout where
-// ring was called and there was neither.
+// A step is what a reader comes upon, one of: some entries of one lane, a gap, that the reader is
+// live, that a channel has ended, or a snapshot that was asked for. It is a timeout where ring was
+// called and there was none of them.
 type step struct {
 	lane    *lane
 	Channel int // number of the lane
 	tail.View
-	Gap     *Gap
-	timeout bool
+	Gap      *Gap
+	live     bool
+	end      bool
+	snapshot *flight
+	timeout  bool
 }
+
+// something reports whether the step is anything but a timeout.
+func (st *step) something() bool {
+	return len(st.Entries) > 0 || st.Gap != nil || st.live || st.end || st.snapshot != nil
+}
+
+// Done ends a subscription that has come to its end.
+var Done = errors.New("the subscription is done")
 
 // A Gap says that a lane has passed over something.
 type Gap struct {
@@ -98,6 +132,7 @@ type Gap struct {
 	Reason  position.Reason
 	From    position.Position // where the lane stood; zero if that is not known
 	Cursor  string            // the cursor behind the gap
+	fresh   bool              // the gap begins where a snapshot has put the lane
 }
 
 // WakeOn makes the end of a context wake the reader. Call it once, before Next is called with that
@@ -114,6 +149,9 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 		if err := r.ended(ctx, draining && !drain); err != nil {
 			return step{}, err
 		}
+		if r.live && (r.noFollow || !slices.ContainsFunc(r.lanes, func(l *lane) bool { return !l.said })) {
+			return step{}, Done
+		}
 		if draining {
 			for _, l := range r.lanes {
 				l.tail.Wake()
@@ -121,7 +159,7 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 		}
 		st, err := r.step(ctx)
 		switch {
-		case st.Gap != nil || len(st.Entries) > 0:
+		case st.something():
 			return st, nil
 		case ctx.Err() != nil:
 			continue
@@ -177,9 +215,15 @@ func (r *Reader) ended(ctx context.Context, over bool) error {
 // step looks once at what there is. If it finds nothing, the tails set the waiter once there is
 // something.
 func (r *Reader) step(ctx context.Context) (step, error) {
+	if r.asked != nil {
+		return r.answer(), nil
+	}
 	var failed error
 	next, number := (*lane)(nil), 0
 	for i, l := range r.lanes {
+		if r.noFollow && l.reached() {
+			continue
+		}
 		if len(l.view.Entries) == 0 {
 			gap, err := r.load(ctx, l)
 			if gap != nil {
@@ -189,6 +233,9 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 			if err != nil {
 				failed = err
 			}
+			if r.noFollow {
+				l.clip()
+			}
 		}
 		if l.place.Pos.IsZero() || l.place.Pos == position.Unknown {
 			return step{}, failed // where this lane begins decides what the others deliver
@@ -197,8 +244,8 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 			next, number = l, i
 		}
 	}
-	if next == nil {
-		return step{}, failed
+	if st := r.announce(); next == nil || st.something() {
+		return st, failed
 	}
 	v := next.view
 	if len(r.lanes) > 1 {
@@ -207,17 +254,52 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 	return step{lane: next, Channel: number, View: v}, nil
 }
 
+// announce gives what is to be said before the next event, if there is something.
+func (r *Reader) announce() (st step) {
+	if !r.live {
+		r.live = !slices.ContainsFunc(r.lanes, func(l *lane) bool { return !l.reached() })
+		return step{live: r.live}
+	}
+	for i, l := range r.lanes {
+		late := l.follows.lane != nil && l.follows.at.Beyond(l.follows.lane.place.Pos)
+		if l.ended && !l.said && !late {
+			l.said = true
+			return step{Channel: i, end: true}
+		}
+	}
+	return step{}
+}
+
+// reached reports whether the lane has come to where its log ended when the reader began.
+func (l *lane) reached() bool {
+	p, t := l.place.Pos, l.target
+	if t.IsZero() || p.IsZero() || p == position.Unknown {
+		return p == t
+	}
+	return p.Epoch > t.Epoch || p.Epoch == t.Epoch && p.Seq >= t.Seq
+}
+
+// clip leaves out what came into the log after the reader had begun.
+func (l *lane) clip() {
+	for i := range l.view.Entries {
+		if l.view.Entries[i].Beyond(l.target) {
+			l.view.Entries = l.view.Entries[:i]
+			return
+		}
+	}
+}
+
 // load gets a lane its next entries: from the tail, or from the log where the tail does not reach
 // back far enough. It gives the gap that the lane comes upon.
 func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 	for {
 		g := l.tail.Look(&l.place)
-		l.view = g.View
+		l.view, l.ended = g.View, g.Ended
 		if g.Skipped {
 			return r.gap(l, l.place.Pos, position.Unlogged), nil
 		}
 		if !g.Behind {
-			l.failed = nil
+			l.failed, l.fresh = nil, false
 			return nil, nil
 		}
 		if time.Now().Before(l.again) && r.Draining.Err() == nil {
@@ -239,9 +321,13 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 			l.pass(from, pos)
 			r.passed()
 		}
+		if gap == position.Rewound {
+			l.target = pos // the log has no more of what it had when the reader began
+		}
 		if gap != "" {
 			return r.gap(l, from, gap), nil
 		}
+		l.fresh = false
 		if len(v.Entries) > 0 {
 			return nil, nil
 		}
@@ -251,7 +337,9 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 
 // gap makes the Gap of a lane that has just passed over something.
 func (r *Reader) gap(l *lane, from position.Position, reason position.Reason) *Gap {
-	return &Gap{slices.Index(r.lanes, l), reason, from, r.cursor()}
+	fresh := l.fresh
+	l.said, l.fresh = false, false
+	return &Gap{slices.Index(r.lanes, l), reason, from, r.cursor(), fresh}
 }
 
 // older reports whether the next event of l has an earlier time than that of m. An entry that could
@@ -271,7 +359,16 @@ func (r *Reader) take(st step, n int) {
 // wants reports whether a lane delivers an entry. It does not when the entry could not be read,
 // when another lane delivers the event, or when the type is left out.
 func (r *Reader) wants(l *lane, e *tail.Entry) bool {
-	return e.Event != nil && !r.elsewhere(l, e) && r.types.has(e.Event.Type)
+	if e.Event == nil {
+		return false
+	}
+	if m, at, ok := r.elsewhere(l, e); ok {
+		if e.Final {
+			l.follows.lane, l.follows.at = m, at
+		}
+		return false
+	}
+	return r.types.has(e.Event.Type)
 }
 
 // Events takes the entries of a step. It yields the events that are to be delivered, each with the

@@ -23,6 +23,14 @@ type Stream struct {
 	Check func() (until time.Time, ok bool)
 	Until time.Time // zero: only the keepalive time counts
 
+	// Snapshot, if there is one, is called where the reader is due to begin with a snapshot, and at a
+	// gap.
+	Snapshot *Snapshot
+	reason   string // of the snapshot that is due
+	gap      *Gap   // the gap that it is to mend, nil at the beginning
+	opened   bool   // there was a frame with a retry field
+	replayed int    // how many events were sent before the stream was live
+
 	sent []position.Position // the positions in the last id field that was written
 	Err  error               // why the frames ended; nil if Check or the caller ended them
 	buf  []byte
@@ -38,19 +46,22 @@ func (r *Reader) Stream(ctx context.Context, keepalive time.Duration, comeBack f
 
 // Frames yields frames until the stream ends. A frame is valid until the next one.
 func (s *Stream) Frames(yield func([]byte) bool) {
-	s.buf = append(s.idBlock(s.appendRetry(s.buf[:0])), '\n')
-	if !yield(s.buf) {
+	defer s.WakeOn(s.ctx)()
+	st := s.first()
+	if s.asked == nil && !yield(s.open()) {
 		return
 	}
 	s.written = time.Now()
 	s.checked = s.written
-	defer s.WakeOn(s.ctx)()
 	// The timer is not set again for each frame. When it fires early, it is set to what is due
 	// then.
 	timer := time.AfterFunc(time.Until(s.due()), s.ring)
 	defer timer.Stop()
 	for {
-		st, err := s.Next(s.ctx, false)
+		var err error
+		if !st.something() {
+			st, err = s.Next(s.ctx, false)
+		}
 		if err != nil {
 			s.Err = err
 			if s.Draining.Err() != nil && err == context.Cause(s.Draining) {
@@ -59,14 +70,14 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 			}
 			return
 		}
-		frame := s.render(st)
+		frame, ok := s.render(st)
 		now := time.Now()
-		if s.checkDue(now) {
-			var ok bool
-			if s.Until, ok = s.Check(); !ok {
-				return
-			}
+		if ok && s.checkDue(now) {
+			s.Until, ok = s.Check()
 			s.checked = now
+		}
+		if !ok {
+			return
 		}
 		if len(frame) == 0 && (now.Sub(s.written) >= s.keepalive || st.timeout && s.retryChanged()) {
 			frame = s.quiet()
@@ -80,7 +91,34 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 		if st.timeout || s.checked == now {
 			timer.Reset(max(time.Until(s.due()), time.Millisecond))
 		}
+		st = step{}
 	}
+}
+
+// first asks for the snapshot with which the stream begins, if it begins with one. With a cursor that
+// may be due because of a gap: so it looks for one, and gives what it comes upon.
+func (s *Stream) first() (st step) {
+	switch {
+	case s.Snapshot == nil:
+		return step{}
+	case s.Reader.due:
+		s.reason = "joined"
+		s.ask(s.ctx, s.Snapshot, false)
+		return step{}
+	}
+	st, _ = s.step(s.ctx) // Next meets an error again
+	if st.Gap != nil {
+		_, _ = s.render(st) // this asks
+		return step{}
+	}
+	return st
+}
+
+// open gives the first frame, with the place at which the stream begins.
+func (s *Stream) open() []byte {
+	s.opened = true
+	s.buf = append(s.idBlock(s.appendRetry(s.buf[:0])), '\n')
+	return s.buf
 }
 
 // due is when there is something to do even without an event.
@@ -113,25 +151,48 @@ func (s *Stream) retryChanged() bool {
 }
 
 // render gives the frame of a step, empty when there is nothing to send. It takes the step's
-// entries.
-func (s *Stream) render(st step) []byte {
+// entries. ok is false when the stream ends.
+func (s *Stream) render(st step) (frame []byte, ok bool) {
+	s.buf = s.buf[:0]
 	switch {
+	case st.Gap != nil && s.Snapshot != nil && !st.Gap.fresh:
+		s.gap, s.reason = st.Gap, string(st.Gap.Reason)
+		s.ask(s.ctx, s.Snapshot, true)
+		return nil, true
 	case st.Gap != nil:
-		s.buf = wire.AppendGap(s.buf[:0], st.Gap.Cursor, s.lanes[st.Gap.Channel].tail.Channel, string(st.Gap.Reason), st.Gap.From.String())
+		s.appendGap(st.Gap)
+	case st.snapshot != nil:
+		return s.appendSnapshot(st.snapshot)
+	case st.live:
+		if !s.stands(s.sent) {
+			s.buf = s.idBlock(s.buf)
+		}
+		s.buf = wire.AppendLive(s.buf, s.replayed)
+	case st.end:
 		s.sent = s.positions(s.sent)
-		return s.buf
-	case len(st.Entries) == 0:
-		return nil
-	case len(s.lanes) == 1 && s.types == nil:
+		s.buf = wire.AppendEnd(s.buf, s.cursor(), s.lanes[st.Channel].tail.Channel)
+	case len(st.Entries) > 0:
+		return s.events(st), true
+	}
+	return s.buf, true
+}
+
+// events gives the frame of a step's entries, and takes them.
+func (s *Stream) events(st step) []byte {
+	if len(s.lanes) == 1 && s.types == nil {
 		// The frames are in memory one after the other, as they are to be sent.
 		frame := st.Frames(0, len(st.Entries))
+		for i := range st.Entries {
+			if !s.live && st.Entries[i].Event != nil {
+				s.replayed++
+			}
+		}
 		s.take(st, len(st.Entries))
 		if len(frame) > 0 {
 			s.sent = s.positions(s.sent)
 		}
 		return frame
 	}
-	s.buf = s.buf[:0]
 	for i := range st.Entries {
 		e := &st.Entries[i]
 		wanted := s.wants(st.lane, e)
@@ -139,6 +200,7 @@ func (s *Stream) render(st step) []byte {
 		if !wanted {
 			continue
 		}
+		s.replayed++
 		if !e.Foreign {
 			s.buf = s.idBlock(s.buf)
 		}
@@ -146,6 +208,56 @@ func (s *Stream) render(st step) []byte {
 	}
 	return s.buf
 }
+
+func (s *Stream) appendGap(g *Gap) {
+	s.buf = wire.AppendGap(s.buf, g.Cursor, s.lanes[g.Channel].tail.Channel, string(g.Reason), g.From.String())
+	s.sent = s.positions(s.sent)
+}
+
+// appendSnapshot gives the frame of a snapshot that was asked for. Where that has failed, a gap is
+// given as a gap, and a stream that begins ends.
+func (s *Stream) appendSnapshot(f *flight) (frame []byte, ok bool) {
+	if s.stale && s.Snapshot != nil {
+		s.ask(s.ctx, s.Snapshot, false)
+		return nil, true
+	}
+	err, gap := f.err, s.gap
+	s.gap = nil
+	if err == nil {
+		err = s.jump(f)
+	}
+	if !s.opened {
+		s.buf = append(s.appendRetry(s.buf), '\n')
+	}
+	switch {
+	case err == nil:
+		s.sent = s.positions(s.sent)
+		s.buf = wire.AppendSnapshot(s.buf, s.cursor(), s.reason, f.state)
+	case gap != nil:
+		s.Warn("a snapshot failed; a gap was sent instead", err)
+		s.appendGap(gap)
+	default:
+		s.Err = &SnapshotError{err}
+		return nil, false
+	}
+	s.opened = true
+	frame = s.buf
+	if len(frame) > mostKept {
+		s.buf = nil
+	}
+	return frame, true
+}
+
+// mostKept is how large a buffer a stream keeps.
+const mostKept = 64 << 10
+
+// A SnapshotError ends a stream that was to begin with a snapshot.
+type SnapshotError struct{ Err error }
+
+func (e *SnapshotError) Error() string { return "snapshot: " + e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *SnapshotError) Unwrap() error { return e.Err }
 
 // idBlock appends the id field of where the reader stands.
 func (s *Stream) idBlock(b []byte) []byte {
@@ -156,12 +268,14 @@ func (s *Stream) idBlock(b []byte) []byte {
 // quiet gives a frame for when there are no events. It is a comment, unless the client needs
 // another retry field or another id field: then it is a block without data, whose fields the client
 // keeps. The id is another where the reader has moved on over events that the stream leaves out.
+// While a snapshot is due, there is no id: a client that came back with it would miss the snapshot.
 func (s *Stream) quiet() []byte {
 	s.buf = s.buf[:0]
-	if s.retryChanged() {
+	if !s.opened || s.retryChanged() {
+		s.opened = true
 		s.buf = s.appendRetry(s.buf)
 	}
-	if !s.stands(s.sent) {
+	if s.asked == nil && !s.stands(s.sent) {
 		s.buf = s.idBlock(s.buf)
 	}
 	if len(s.buf) == 0 {

@@ -43,7 +43,7 @@ func (s *benchStream) offer(t testing.TB) {
 // deliver renders the event, and falls asleep.
 func (s *benchStream) deliver(t testing.TB) {
 	st, err := s.stream.step(context.Background())
-	if frame := s.stream.render(st); err != nil || len(frame) == 0 {
+	if frame, _ := s.stream.render(st); err != nil || len(frame) == 0 {
 		t.Fatal("nothing was delivered", err)
 	}
 	if st, _ := s.stream.step(context.Background()); len(st.Entries) > 0 {

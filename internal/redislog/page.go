@@ -16,6 +16,7 @@ type Request struct {
 	Channel string
 	From    position.Position // first position that is read; zero: from the oldest entry
 	Count   int               // most entries; 0: only the state of the log
+	Peek    bool              // begin no log: where there is none, the page is zero
 }
 
 // pageBytes is how many bytes of events end a page. The first event does not count.
@@ -29,10 +30,10 @@ func (l *Log) script(r Request) (keys []string, args []any) {
 	}
 	name := l.Name(r.Channel)
 	return []string{logKey(name), producersKey(name)},
-		[]any{from, r.Count, pageBytes, l.retention(kind(r.Channel)).Age.Milliseconds(), l.least(r.Channel)}
+		[]any{from, r.Count, pageBytes, l.retention(kind(r.Channel)).Age.Milliseconds(), l.least(r.Channel), r.Peek}
 }
 
-// Read gives a page of a log. Where there is no log, Read begins one.
+// Read gives a page of a log. Where there is no log, Read begins one, unless the request is a Peek.
 func (l *Log) Read(ctx context.Context, r Request) (*position.Page, error) {
 	keys, args := l.script(r)
 	reply, err := readScript.run(ctx, l.client, keys, args...)
@@ -85,6 +86,9 @@ func parsePage(asked position.Position, reply any) (*position.Page, error) {
 	}
 	p := &position.Page{Asked: asked}
 	var err error
+	if parts[0] == "" {
+		return p, nil // there is no log
+	}
 	if p.Last, err = parsePositionOf(parts[0]); err != nil {
 		return nil, err
 	}

@@ -7,10 +7,16 @@
 --       [2] the most entries to return  [3] bytes of events after which to stop. The first event
 --       does not count, so that a reader always gets on.
 --       [4] lifetime in ms (0: for ever)  [5] least epoch of a new log
+--       [6] '1': begin no log. Where there is none, the reply has empty strings.
 -- reply [1] position of the last append  [2] position of the oldest entry, '' when there is none
 --       [3] id of the event at [1], '' when that entry is gone  [4] '1' when the log has ended
 --       then lists of entries, as XRANGE gives them
 local life = ARGV[4]
+if ARGV[6] == '1' then
+  local no = readonly(KEYS[2])
+  if no then return no end
+  if redis.call('EXISTS', KEYS[1]) == 0 then return {'', '', '', ''} end
+end
 -- To begin a log is the first write, so that Redis refuses it where memory is full.
 local last, info = open(KEYS[1], KEYS[2], life, ARGV[5])
 if not last then return redis.error_reply(info) end

@@ -36,8 +36,8 @@ func (t *Tail) Offer(a wire.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.Position.IsZero() {
-		if t.state != unread { // an unread tail has no readers yet
-			t.addLocked(a, "")
+		if t.state != unread && !t.ended { // an unread tail has no readers yet
+			t.addLocked(a)
 			t.wakeLocked()
 		}
 		return true
@@ -49,7 +49,7 @@ func (t *Tail) Offer(a wire.Event) bool {
 		t.holdLocked(a)
 		return true // a fill is due already
 	case t.followsLocked(a):
-		t.addLocked(a, a.Also)
+		t.addLocked(a)
 		t.wakeLocked()
 		return true
 	case t.hasLocked(a.Position):
@@ -129,13 +129,33 @@ func (t *Tail) Want() Request {
 	return r
 }
 
-// Unfilled says that the log could not be read.
-func (t *Tail) Unfilled() {
+// Unfilled says that the log could not be read. refused is the reason if only a change of the server
+// can mend it: then nobody waits any longer for a tail that was never filled.
+func (t *Tail) Unfilled(refused error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.failing.IsZero() {
 		t.failing = time.Now()
 	}
+	if t.state == unread && refused != nil {
+		t.openLocked(refused)
+	}
+}
+
+// openLocked lets the readers begin, or tells them that they cannot.
+func (t *Tail) openLocked(refused error) {
+	t.refused = refused
+	if !t.opened {
+		t.opened = true
+		close(t.Opened)
+	}
+}
+
+// Refused says why the log cannot be read for good, nil if it can.
+func (t *Tail) Refused() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.refused
 }
 
 // Fill takes the page that was read as Want asked. connected says that the channel was listened to
@@ -156,16 +176,17 @@ func (t *Tail) Fill(asked Request, page *position.Page, connected bool) bool {
 func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (bad []error) {
 	t.failing = time.Time{}
 	t.reads, t.top = t.reads+1, page.Last
-	next, run := t.next, t.run
+	next, run, state := t.next, t.run, t.state
 	defer func() {
-		if t.next != next || t.run != run {
+		// A reader at the end of a log that has ended may have slept because the tail was in doubt.
+		if t.next != next || t.run != run || t.ended && state == cut {
 			t.wakeLocked()
 		}
 	}()
 	switch {
 	case t.state == unread:
-		t.last, t.lastID = page.Last, page.LastID
-		close(t.Opened)
+		t.last, t.lastID, t.ended = page.Last, page.LastID, page.Ended
+		t.openLocked(nil)
 	case asked.From != t.last:
 		return nil // the tail has moved on: the page is out of date
 	default:
@@ -199,7 +220,7 @@ func (t *Tail) releaseLocked() (complete bool, bad []error) {
 	for i, a := range held {
 		switch {
 		case t.followsLocked(a):
-			t.addLocked(a, a.Also)
+			t.addLocked(a)
 		case a.Position.Epoch == t.last.Epoch && a.Position.Seq <= t.last.Seq:
 			// The tail has it from the log.
 		case i >= asked:
@@ -223,7 +244,7 @@ func (t *Tail) takeLocked(page *position.Page) (bad []error) {
 		t.segments, t.first, t.bytes = nil, t.next, 0
 		t.run++
 		t.pages.clear()
-		t.last, t.lastID = page.Last, page.LastID
+		t.last, t.lastID, t.ended = page.Last, page.LastID, page.Ended
 		return nil
 	}
 	for _, e := range entries {

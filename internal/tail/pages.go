@@ -17,10 +17,10 @@ type pages struct {
 	read  func(r Request, done func(*position.Page, error)) // starts a read on another goroutine
 	taken *atomic.Int64                                     // bytes of all pages of the bus
 
-	mu      sync.Mutex                    // guards the fields below
-	kept    []*page                       // the page that was used last is at the end
-	flights map[position.Position]*flight // reads under way, by the position where the page begins
-	started uint64                        // number of reads begun so far
+	mu      sync.Mutex          // guards the fields below
+	kept    []*page             // the page that was used last is at the end
+	flights map[Request]*flight // reads under way
+	started uint64              // number of reads begun so far
 }
 
 // A page is what one read of a log gave.
@@ -33,8 +33,9 @@ type page struct {
 // A flight is one read of the log. Any number of readers wait for it.
 type flight struct {
 	number uint64
-	done   chan struct{} // closed when page and err are set
-	page   *page
+	done   chan struct{} // closed when the others are set
+	state  *position.Page
+	page   *page // its entries
 	err    error
 }
 
@@ -59,7 +60,7 @@ func (t *Tail) After(ctx context.Context, pos position.Position) (View, position
 		if ends { // a page was full there, or the log ended there
 			from = pos
 		}
-		f := t.pages.join(t, from)
+		f := t.pages.join(t, Request{From: from, Count: pageEvents + 1})
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -82,22 +83,20 @@ func (t *Tail) After(ctx context.Context, pos position.Position) (View, position
 	}
 }
 
-// LogEnd asks Redis where the log ends now.
-func (t *Tail) LogEnd(ctx context.Context) (position.Position, error) {
-	type answer struct {
-		page *position.Page
-		err  error
-	}
-	answers := make(chan answer, 1)
-	t.pages.read(Request{}, func(page *position.Page, err error) { answers <- answer{page, err} })
-	select {
-	case a := <-answers:
-		if a.err != nil {
-			return position.Position{}, a.err
+// State reads the state of the log, as it is after the call. Readers that ask at the same time share
+// a read.
+func (t *Tail) State(ctx context.Context) (*position.Page, error) {
+	arrived := t.pages.begun()
+	for {
+		f := t.pages.join(t, Request{})
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-		return a.page.Last, nil
-	case <-ctx.Done():
-		return position.Position{}, context.Cause(ctx)
+		if f.number > arrived {
+			return f.state, f.err
+		}
 	}
 }
 
@@ -146,22 +145,23 @@ func (ps *pages) find(pos position.Position) (v View, ok, ends bool) {
 	return View{}, false, ends
 }
 
-// join gives the flight of the page that begins at from. It begins one where there is none.
-func (ps *pages) join(t *Tail, from position.Position) *flight {
+// join gives the flight of a request. It begins one where there is none.
+func (ps *pages) join(t *Tail, r Request) *flight {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if f := ps.flights[from]; f != nil {
+	if f := ps.flights[r]; f != nil {
 		return f
 	}
 	ps.started++
 	f := &flight{number: ps.started, done: make(chan struct{})}
 	if ps.flights == nil {
-		ps.flights = make(map[position.Position]*flight)
+		ps.flights = make(map[Request]*flight)
 	}
-	ps.flights[from] = f
-	ps.read(Request{From: from, Count: pageEvents + 1}, func(lp *position.Page, err error) {
+	ps.flights[r] = f
+	ps.read(r, func(lp *position.Page, err error) {
 		var bad []error
 		if f.err = err; err == nil {
+			f.state = lp
 			f.page = &page{Page: lp, used: time.Now()}
 			f.page.segment, bad = t.encode(lp)
 			// Resume needs the positions in the segment, and the one that follows them.
@@ -170,7 +170,7 @@ func (ps *pages) join(t *Tail, from position.Position) *flight {
 				lp.Entries[i].Event, lp.Entries[i].Also = nil, ""
 			}
 		}
-		ps.land(from, f)
+		ps.land(r, f)
 		close(f.done)
 		for _, err := range bad {
 			t.onBad(err)
@@ -180,13 +180,13 @@ func (ps *pages) join(t *Tail, from position.Position) *flight {
 }
 
 // land keeps the page of a flight, unless the pages were cleared meanwhile.
-func (ps *pages) land(from position.Position, f *flight) {
+func (ps *pages) land(r Request, f *flight) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.flights[from] != f {
+	if ps.flights[r] != f {
 		return
 	}
-	delete(ps.flights, from)
+	delete(ps.flights, r)
 	if f.page != nil {
 		ps.keepLocked(f.page)
 	}

@@ -18,7 +18,7 @@ func TestPageOfBefore(t *testing.T) {
 	for _, cleared := range []bool{false, true} {
 		var land func(*position.Page, error)
 		tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, nil, func(_ Request, done func(*position.Page, error)) { land = done })
-		tl.pages.join(tl, pos)
+		tl.pages.join(tl, Request{From: pos, Count: pageEvents + 1})
 		if cleared {
 			tl.pages.clear()
 		}

@@ -34,6 +34,7 @@ type Glance struct {
 	View
 	Behind  bool // the ring does not reach back to the place, or is in doubt
 	Skipped bool // foreign events went by that the reader has not had
+	Ended   bool // the log has ended, and the place is behind its last event
 }
 
 // Look gives what follows the place. It attaches a place whose position the ring has. Where nothing
@@ -62,6 +63,7 @@ func (t *Tail) Look(p *Place) Glance {
 	}
 	if p.ord >= p.upto {
 		t.sleepLocked(p)
+		g.Ended = t.endedLocked(p.Pos)
 		return g
 	}
 	i := len(t.segments) - 1
@@ -76,11 +78,26 @@ func (t *Tail) Look(p *Place) Glance {
 	return g
 }
 
+// endedLocked reports whether the log certainly ends with the event at pos.
+func (t *Tail) endedLocked(pos position.Position) bool {
+	return t.ended && t.state > cut && pos.Same(t.last)
+}
+
+// Ended reports whether the log certainly ends with the event at pos.
+func (t *Tail) Ended(pos position.Position) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.endedLocked(pos)
+}
+
 // attachLocked finds where in the ring a reader at p.Pos goes on. Foreign events have no position.
 // Of those next to p.Pos, the reader gets the ones that p.foreign does not count. skipped says that
 // it has missed others, further back.
 func (t *Tail) attachLocked(p *Place) (skipped, ok bool) {
 	ord, foreign := t.next, t.foreign
+	if t.state == unread {
+		return false, false
+	}
 	if p.Pos.Same(t.last) {
 		for ord > t.first && foreign > p.foreign && t.entryLocked(ord-1).Foreign {
 			ord, foreign = ord-1, foreign-1
@@ -120,6 +137,13 @@ func (p *Place) Advance(entries []Entry) {
 	if p.attached {
 		p.ord += uint64(len(entries))
 	}
+}
+
+// Move puts a place elsewhere. The foreign events so far are behind it.
+func (t *Tail) Move(p *Place, pos position.Position) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.Pos, p.foreign, p.attached, p.AtEnd = pos, t.foreign, false, false
 }
 
 // Begin puts a place at the tail's end.

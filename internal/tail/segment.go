@@ -15,6 +15,7 @@ type Entry struct {
 	Event   *envelope         // nil for an entry of the log that is no event: readers pass over it
 	Also    string            // the entry's also
 	Foreign bool              // the event is in no log
+	Final   bool              // the log ends with the event
 
 	// These are offsets in the segment's buf. The frame is buf[start:end]. Without its id field it
 	// is buf[body:end].
@@ -61,6 +62,9 @@ func (s *segment) takes(payload int) bool {
 		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
 }
 
+// Beyond reports whether the entry is further on in the log than p.
+func (e *Entry) Beyond(p position.Position) bool { return e.pos.Beyond(p) }
+
 // A View is a stretch of a segment that a reader may look at without a lock. Every sleeping reader
 // has views on its stack: a few more words in each would double the stack.
 type View struct {
@@ -103,7 +107,7 @@ func (v View) Block(e *Entry) []byte { return v.buf[e.body:e.end] }
 
 // add appends an event and its frame. A reader right behind it stands at pos. key makes the cursor
 // of that position.
-func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, also string) {
+func (s *segment) add(key position.Key, ev wire.Event, pos position.Position) {
 	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
 		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
 		if n > room { // a page, or one large event, can be larger than a segment of the ring
@@ -111,7 +115,10 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 		}
 		s.buf = append(make([]byte, 0, room), s.buf...)
 	}
-	e := Entry{pos: pos, Also: also, Foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
+	e := Entry{pos: pos, Foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
+	if !e.Foreign {
+		e.Also, e.Final = ev.Also, ev.Final
+	}
 	e.Event = &envelope{ev.ID, ev.Type, ev.Timestamp, ev.ProjectID, ev.ActorID, ev.ActorType}
 	if !e.Foreign {
 		s.buf = append(s.buf, wire.IDField...)
@@ -125,19 +132,19 @@ func (s *segment) add(key position.Key, ev wire.Event, pos position.Position, al
 }
 
 // skip appends an entry without a frame, for an entry of the log that is no event.
-func (s *segment) skip(pos position.Position) {
+func (s *segment) skip(e position.LogEntry) {
 	n := int32(len(s.buf))
-	s.entries = append(s.entries, Entry{pos: pos, start: n, body: n, end: n})
+	s.entries = append(s.entries, Entry{pos: e.Pos, Final: e.Final, start: n, body: n, end: n})
 }
 
 // addLogged appends an entry of the log. Where that is no event, the error says why.
 func (s *segment) addLogged(key position.Key, e position.LogEntry) error {
 	ev, err := wire.Decode(e.Event)
 	if err != nil {
-		s.skip(e.Pos)
+		s.skip(e)
 		return err
 	}
-	ev.Position = e.Pos
-	s.add(key, ev, e.Pos, e.Also)
+	ev.Position, ev.Also, ev.Final = e.Pos, e.Also, e.Final
+	s.add(key, ev, e.Pos)
 	return nil
 }

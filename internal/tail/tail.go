@@ -55,7 +55,10 @@ type Tail struct {
 	bytes    int               // bytes in all segments
 	last     position.Position // the tail is complete up to here
 	lastID   string            // id of the event at last, "" if unknown
-	Opened   chan struct{}     // closed by the first fill
+	ended    bool              // the log ends with the event at last
+	Opened   chan struct{}     // closed by the first fill, or when the log cannot be read for good
+	opened   bool              // Opened is closed
+	refused  error             // why the log cannot be read for good; nil once it can
 	waves
 
 	state state
@@ -100,28 +103,28 @@ func New(channel, name string, pageBytes *atomic.Int64, onBad func(error), spawn
 func (t *Tail) addLoggedLocked(e position.LogEntry) error {
 	ev, err := wire.Decode(e.Event)
 	if err != nil {
-		t.roomLocked(0).skip(e.Pos)
-		t.last, t.lastID = e.Pos, ""
+		t.roomLocked(0).skip(e)
+		t.last, t.lastID, t.ended = e.Pos, "", e.Final
 		t.next++
 		t.trimLocked()
 		return err
 	}
-	ev.Position = e.Pos
-	t.addLocked(ev, e.Also)
+	ev.Position, ev.Also, ev.Final = e.Pos, e.Also, e.Final
+	t.addLocked(ev)
 	return nil
 }
 
-func (t *Tail) addLocked(ev wire.Event, also string) {
+func (t *Tail) addLocked(ev wire.Event) {
 	pos := ev.Position
 	if pos.IsZero() {
 		pos = t.last
 		t.foreign++
 	} else {
-		t.lastID = ev.ID
+		t.lastID, t.ended = ev.ID, ev.Final
 	}
 	s := t.roomLocked(len(ev.Payload))
 	before := len(s.buf)
-	s.add(t.key, ev, pos, also)
+	s.add(t.key, ev, pos)
 	t.bytes += len(s.buf) - before
 	t.last = pos
 	t.next++

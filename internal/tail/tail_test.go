@@ -27,7 +27,7 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 		if i%2 == 1 { // the others are foreign
 			ev.Position = position.Position{Epoch: 7, Seq: int64(i)}
 		}
-		s.add(key, ev, position.Position{Epoch: 7, Seq: int64(i)}, "")
+		s.add(key, ev, position.Position{Epoch: 7, Seq: int64(i)})
 		events = append(events, ev)
 		if i == 2 {
 			early = s.from(0)
@@ -56,7 +56,7 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	require.False(t, s.takes(len(big.Payload)))
 	s = &segment{}
 	require.True(t, s.takes(len(big.Payload)), "an empty segment takes any event")
-	s.add(key, big, position.Position{Epoch: 7, Seq: 99}, "")
+	s.add(key, big, position.Position{Epoch: 7, Seq: 99})
 	require.False(t, s.takes(0))
 	require.Equal(t, string(big.Payload), string(s.from(0).Event(&s.entries[0]).Payload))
 }
@@ -116,7 +116,7 @@ func TestStaleTails(t *testing.T) {
 	require.Greater(t, tl.Stale(later), 59*time.Minute)
 	require.True(t, tl.Fill(tl.Want(), &position.Page{Last: tl.last}, true))
 	require.Zero(t, tl.Stale(later))
-	tl.Unfilled()
+	tl.Unfilled(nil)
 	require.Greater(t, tl.Stale(later), 59*time.Minute)
 }
 
@@ -177,7 +177,7 @@ func benchTail(t testing.TB, n int) *Tail {
 	ev := sample.Event()
 	for i := range n {
 		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: int64(i + 1), Fingerprint: 1}
-		tl.addLocked(ev, "")
+		tl.addLocked(ev)
 	}
 	return tl
 }
@@ -189,7 +189,7 @@ func BenchmarkFrame(b *testing.B) {
 	b.ReportAllocs()
 	for n := int64(1); b.Loop(); n++ {
 		ev.Position = position.Position{Epoch: 1_700_000_000_000, Seq: n, Fingerprint: 1}
-		tl.addLocked(ev, "")
+		tl.addLocked(ev)
 	}
 }
 
@@ -244,7 +244,7 @@ func FuzzFrame(f *testing.F) {
 		}
 		event.Position = at
 		s := &segment{channel: "project:p"}
-		s.add(position.NewKey([]string{"project:p"}), event, at, "")
+		s.add(position.NewKey([]string{"project:p"}), event, at)
 		frame, v := s.buf, s.from(0)
 		require.True(t, utf8.Valid(frame))
 

@@ -49,7 +49,7 @@ func (c *crowd) publish(n int) {
 	defer c.tail.mu.Unlock()
 	for _, ev := range events {
 		ev.Position = position.Position{Epoch: c.tail.last.Epoch, Seq: c.tail.last.Seq + 1}
-		c.tail.addLocked(ev, "")
+		c.tail.addLocked(ev)
 		c.tail.wakeLocked()
 	}
 }

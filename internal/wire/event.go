@@ -38,6 +38,7 @@ type Event struct {
 	Position position.Position // zero for an event that is in no log
 	Channel  string            // the channel that an event stream delivered it from, "" elsewhere
 	Also     string            // '<channel>@<position>' in each earlier log, with blanks between
+	Final    bool              // the log ends with it
 	Prev     string            // how the id of the event before it in the log ends, "" if unknown
 }
 
@@ -162,13 +163,14 @@ func Decode(data []byte) (ev Event, err error) {
 	ev.Position, _ = position.Parse(optional(d.position))
 	ev.Channel = optional(d.channel)
 	ev.Also, ev.Prev = optional(d.also), optional(d.prev)
+	ev.Final = string(d.final) == "true"
 	return ev, d.Err()
 }
 
 // A decoder keeps the members of an event as they are written, and what is wrong with them.
 type decoder struct {
 	rawjson.Faults
-	id, typ, timestamp, project, actor, actorType, payload, position, channel, also, prev []byte
+	id, typ, timestamp, project, actor, actorType, payload, position, channel, also, final, prev []byte
 }
 
 func (d *decoder) take(name, value []byte) {
@@ -193,6 +195,8 @@ func (d *decoder) take(name, value []byte) {
 		d.channel = value
 	case "also":
 		d.also = value
+	case "final":
+		d.final = value
 	case "prev":
 		d.prev = value
 	}

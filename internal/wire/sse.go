@@ -37,6 +37,27 @@ func AppendBody(b []byte, ev *Event, channel string) (body []byte, payload int) 
 	return append(b, "\"}\n\n"...), payload
 }
 
+// AppendSnapshot appends the block of a snapshot. state is JSON on one line, and cursor is where the
+// stream goes on.
+func AppendSnapshot(b []byte, cursor, reason string, state []byte) []byte {
+	b = append(AppendID(b, cursor), `event: stream.snapshot
+data: {"reason":"`...)
+	b = append(append(b, reason...), `","state":`...) // a reason needs no escape
+	return append(append(b, state...), "}\n\n"...)
+}
+
+// AppendLive appends the block that says that a client has what was in the logs: so many events.
+func AppendLive(b []byte, replayed int) []byte {
+	b = append(b, "event: stream.live\ndata: {\"replayed\":"...)
+	return append(strconv.AppendInt(b, int64(replayed), 10), "}\n\n"...)
+}
+
+// AppendEnd appends the block that says that a channel has ended.
+func AppendEnd(b []byte, cursor, channel string) []byte {
+	b = append(AppendID(b, cursor), "event: stream.end\ndata: {\"channel\":\""...)
+	return append(append(b, channel...), "\"}\n\n"...) // no character of a channel needs an escape
+}
+
 // AppendGap appends the block of a gap. cursor is where the stream goes on.
 func AppendGap(b []byte, cursor, channel, reason, from string) []byte {
 	data, _ := json.Marshal(struct { // strings only: cannot fail
