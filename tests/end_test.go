@@ -1,8 +1,11 @@
 package tests
 
 import (
+	"context"
 	"errors"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
+	"github.com/syndarix/eventbus/internal/testing/redistest"
 )
 
 // run makes the channel of a run that no other test has.
@@ -184,4 +188,180 @@ func TestMaxLogBytesIsNotNegative(t *testing.T) {
 	newBus(t, rdb, eventbus.WithChannelRetention("run", eventbus.Retention{Events: 5, Age: time.Hour}))
 	_, err = eventbus.New(rdb, eventbus.WithChannelRetention("Run", eventbus.Retention{Events: 5, Age: time.Hour}))
 	require.ErrorContains(t, err, "WithChannelRetention")
+}
+
+// TestStreamEnds: after the last event, whichever channel delivered it, comes stream.end with an id;
+// after the last channel's end the response is over.
+func TestStreamEnds(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, a, b := newBus(t, rdb), run(t), run(t)
+		server := serve(t, handler(bus, asked(a, b)))
+		s, typed := joined(t, server), joined(t, server, query("type", "issue.*"))
+		tokens(t, bus, a, "1")
+		tokens(t, bus, b, "2")
+		end(t, bus, b, "3", a) // b's last event is delivered from a
+		s.expect("1", "2", "3")
+		id := s.LastEventID
+		require.JSONEq(t, `{"channel":"`+b.String()+`"}`, s.own("stream.end"))
+		require.NotEmpty(t, s.LastEventID)
+		typed.own("stream.live")
+		require.JSONEq(t, `{"channel":"`+b.String()+`"}`, typed.own("stream.end"), "types never hide it")
+		tokens(t, bus, a, "4")
+		end(t, bus, a, "5")
+		s.expect("4", "5")
+		require.JSONEq(t, `{"channel":"`+a.String()+`"}`, s.own("stream.end"))
+		require.Empty(t, s.rest())
+		require.JSONEq(t, `{"channel":"`+a.String()+`"}`, typed.own("stream.end"))
+		require.Empty(t, typed.rest())
+
+		// A client that was away gets the rest first, then stream.live, then the ends.
+		for name, bus := range map[string]*eventbus.Bus{"warm": bus, "another process": newBus(t, rdb)} {
+			back := joined(t, serve(t, handler(bus, asked(a, b))), lastEventID(id))
+			back.expect("4", "5")
+			require.Equal(t, `{"replayed":2}`, back.own("stream.live"), name)
+			ends := []string{back.own("stream.end"), back.own("stream.end")}
+			require.ElementsMatch(t, []string{`{"channel":"` + a.String() + `"}`, `{"channel":"` + b.String() + `"}`}, ends)
+			require.Empty(t, back.rest())
+			response, _ := get(t, server, lastEventID(back.LastEventID))
+			require.Equal(t, http.StatusNoContent, response.StatusCode, "a browser that has everything stays away")
+		}
+		// Without a cursor, the answer is a stream.
+		fresh := joined(t, server)
+		require.Equal(t, `{"replayed":0}`, fresh.own("stream.live"))
+		fresh.own("stream.end")
+		fresh.own("stream.end")
+		require.Empty(t, fresh.rest())
+	})
+}
+
+func TestWalkEnds(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, other, a, b := newBus(t, rdb), newBus(t, rdb), run(t), run(t)
+		project := uuid.New()
+		texts := make(chan []string)
+		for _, bus := range []*eventbus.Bus{bus, other} {
+			go func() {
+				got, _ := history(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{a, b}, Oldest: true})
+				texts <- got
+			}()
+		}
+		tokens(t, bus, a, "1", "2")
+		end(t, bus, a, "3")
+		end(t, other, b, "4")
+		for range 2 {
+			require.ElementsMatch(t, []string{"1", "2", "3", "4"}, await(t, texts))
+		}
+		require.Empty(t, first(history(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{a, b}})), "it had ended before")
+		require.Equal(t, []string{"1", "2", "3", "4"}, first(history(t, other, eventbus.Subscription{Channels: []eventbus.Channel{a, b}, Oldest: true})))
+
+		// Where one channel of a subscription has ended, the others go on.
+		ctx, cancel := context.WithCancel(deadline(t))
+		defer cancel()
+		var got []string
+		for ev, err := range bus.SubscribeWith(ctx, eventbus.Subscription{Channels: []eventbus.Channel{a, eventbus.ProjectChannel(project)}, Last: 1}) {
+			require.NoError(t, err)
+			if got = append(got, text(t, ev)); len(got) == 1 {
+				require.NoError(t, bus.Publish(ctx, message(t, project, "live")))
+			} else {
+				break
+			}
+		}
+		require.Equal(t, []string{"3", "live"}, got)
+	})
+}
+
+func first[A, B any](a A, _ B) A { return a }
+
+// TestEndIsSeenAfterAFailureOfTheLink: the connection breaks while the reader stands at the end.
+func TestEndIsSeenAfterAFailureOfTheLink(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr)
+	bus, publisher, a, b := newBus(t, proxy.Client(t), quiet()), newBus(t, server.Client(t)), run(t), run(t)
+	s := joined(t, serve(t, handler(bus, asked(a, b))))
+	tokens(t, publisher, a, "1")
+	s.expect("1")
+	proxy.SetRefuse(true)
+	proxy.Cut()
+	end(t, publisher, a, "2")
+	end(t, publisher, b, "3")
+	proxy.SetRefuse(false)
+	var got []string
+	for _, b := range s.rest() {
+		switch {
+		case b.Event == nil:
+		case b.Event.Type == "stream.end":
+			got = append(got, "end")
+		default:
+			got = append(got, textOf(t, *b.Event))
+		}
+	}
+	require.ElementsMatch(t, []string{"2", "end", "3", "end"}, got)
+	require.Equal(t, "end", got[3])
+}
+
+// TestEndAgainstPublishers: many publish to a run and its project, one ends it. Each publish is in
+// both logs or in none, and nothing is behind the end.
+func TestEndAgainstPublishers(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		for range 10 {
+			r, project := run(t), uuid.New()
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			published, refused := map[string]bool{}, map[string]bool{}
+			for range 4 {
+				bus := newBus(t, rdb)
+				wg.Go(func() {
+					for {
+						ev := message(t, project, "x")
+						err := bus.Publish(deadline(t), ev, r)
+						mu.Lock()
+						if err == nil {
+							published[ev.ID] = true
+						} else {
+							refused[ev.ID] = true
+						}
+						mu.Unlock()
+						if err != nil {
+							if !errors.Is(err, eventbus.ErrEnded) {
+								t.Error(err)
+							}
+							return
+						}
+					}
+				})
+			}
+			time.Sleep(5 * time.Millisecond)
+			last := message(t, project, "last")
+			_, err := newBus(t, rdb).PublishWith(deadline(t), last, eventbus.PublishOptions{Channels: []eventbus.Channel{r}, Ends: []eventbus.Channel{r}})
+			require.NoError(t, err)
+			wg.Wait()
+			published[last.ID] = true
+			for _, c := range []eventbus.Channel{r, eventbus.ProjectChannel(project)} {
+				entries := rdb.XRange(deadline(t), logKey(c), "-", "+").Val()
+				require.Len(t, entries, len(published), c)
+				require.Contains(t, entries[len(entries)-1].Values["event"], last.ID)
+				for _, e := range entries {
+					var ev eventbus.Event
+					require.NoError(t, ev.UnmarshalJSON([]byte(e.Values["event"].(string))))
+					require.True(t, published[ev.ID])
+					require.False(t, refused[ev.ID])
+				}
+			}
+		}
+	})
+}
+
+// TestEndOutlivesTrimming: however small the retention, the last event stays, and the end with it.
+func TestEndOutlivesTrimming(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, r := newBus(t, rdb, eventbus.WithChannelRetention("run", eventbus.Retention{Events: 1, Age: time.Hour}), eventbus.WithMaxLogBytes(1)), run(t)
+		for range 300 {
+			tokens(t, bus, r, strings.Repeat("x", 100))
+		}
+		at := end(t, bus, r, "last")
+		require.NoError(t, rdb.Del(deadline(t), "eventbus:producers:{"+r.String()+"}").Err())
+		_, err := bus.PublishWith(deadline(t), message(t, uuid.New(), "x"), eventbus.PublishOptions{Channels: []eventbus.Channel{r}, NoProject: true})
+		require.ErrorIs(t, err, eventbus.ErrEnded)
+		require.Empty(t, first(history(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{r}, After: at})))
+	})
 }
