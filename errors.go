@@ -12,7 +12,8 @@ import (
 // Errors that callers branch on with [errors.Is].
 var (
 	// ErrClosed is returned by publishes, subscriptions and the other operations that begin after
-	// [Bus.Close] or [Bus.Shutdown] has begun. It ends every subscription that was open then.
+	// [Bus.Close] or [Bus.Shutdown] has begun. It ends every subscription that was open then. A write
+	// to a [Writer] that is closed gets an error that is ErrClosed, too.
 	ErrClosed = errors.New("eventbus: bus is closed")
 
 	// ErrUnavailable is wrapped by an error that says that Redis could not be reached, did not

@@ -52,7 +52,7 @@ type Bus struct {
 	mu     sync.Mutex // guards following
 	drains bool
 	closed bool
-	inside int           // publishes and subscriptions under way
+	inside int           // publishes, Writers with events under way, and subscriptions
 	empty  chan struct{} // closed when a bus that drains has none under way
 	wg     sync.WaitGroup
 }
@@ -150,7 +150,7 @@ func (b *Bus) made() error {
 	return nil
 }
 
-// enter counts a publish or a subscription in. It is false when the bus is ending.
+// enter counts a publish, a Writer at work or a subscription in. It is false when the bus is ending.
 func (b *Bus) enter() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -189,8 +189,8 @@ func (b *Bus) drain() {
 	}
 }
 
-// Shutdown ends the bus in order. New publishes and subscriptions get [ErrClosed]. Publishes under
-// way finish. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between
+// Shutdown ends the bus in order. New publishes, writes and subscriptions get [ErrClosed]. Publishes
+// under way finish, and so does what a [Writer] has taken. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between
 // two frames, after they have told their clients to come back, spread over some seconds. Shutdown
 // waits for all of them, and then closes the bus. When the context ends first, it closes the bus at
 // once and returns the context's cause.
@@ -221,8 +221,8 @@ func firstOf(a, b error) error {
 // answer. They end with that call.
 const closeWait = time.Second
 
-// Close ends everything at once. Publishes under way return a [*PublishError], and subscriptions
-// end with [ErrClosed]. It does not close the client. It returns when all goroutines of the bus
+// Close ends everything at once. Publishes under way return a [*PublishError]. A [Writer] that has
+// events under way stops with a [*WriteError]. Subscriptions end with [ErrClosed]. Close does not close the client. It returns when all goroutines of the bus
 // have ended, or after 1s where Redis does not answer them. The error is always nil. Closing again
 // does nothing more.
 func (b *Bus) Close() error {

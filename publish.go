@@ -69,14 +69,20 @@ func (b *Bus) PublishWith(ctx context.Context, ev Event, opts PublishOptions) (R
 	if err != nil {
 		return Receipt{}, err
 	}
-	receipt, names := Receipt{ID: ev.ID, Repeated: true}, make([]string, len(p.Records))
-	for i, r := range p.Records {
+	receipt := Receipt{ID: ev.ID, Cursor: b.cursorBehind(p), Repeated: true}
+	for _, r := range p.Records {
 		receipt.Repeated = receipt.Repeated && r.Again
+	}
+	return receipt, nil
+}
+
+// cursorBehind gives the cursor right behind a publication that has succeeded.
+func (b *Bus) cursorBehind(p *commit.Publication) Cursor {
+	names := make([]string, len(p.Records))
+	for i, r := range p.Records {
 		names[i] = b.log.Name(r.Channel)
 	}
-	key := position.NewKey(names)
-	receipt.Cursor = Cursor{string(key.Append(nil, func(i int) position.Position { return p.Records[i].Pos }))}
-	return receipt, nil
+	return Cursor{string(position.NewKey(names).Append(nil, func(i int) position.Position { return p.Records[i].Pos }))}
 }
 
 // submit checks an event and publishes it.

@@ -11,7 +11,8 @@ type counters struct {
 
 // Stats are counts since the bus was made, and current numbers.
 type Stats struct {
-	// Published counts publishes that succeeded, repeated ones included.
+	// Published counts publishes that succeeded, repeated ones included, and the events of Writers
+	// that are in all of their logs.
 	Published int64
 	// Retries counts calls to Redis that were made again in order to publish.
 	Retries int64
@@ -27,7 +28,8 @@ type Stats struct {
 	// Channels is how many channels the bus listens to: also some that have had no reader for a
 	// while.
 	Channels int
-	// Active is how many publishes and subscriptions are under way.
+	// Active is how many publishes and subscriptions are under way, and how many Writers have events
+	// under way.
 	Active int
 	// Refused counts what was above a limit.
 	Refused Refused
@@ -37,8 +39,8 @@ type Stats struct {
 type Refused struct {
 	Subscribers int64 // LimitSubscribers: subscriptions
 	PerIdentity int64 // LimitPerIdentity: subscriptions
-	Channels    int64 // LimitChannels: subscriptions, publishes and cursors
-	EventSize   int64 // LimitEventSize: publishes
+	Channels    int64 // LimitChannels: subscriptions, publishes, writes and cursors
+	EventSize   int64 // LimitEventSize: publishes, and writes
 }
 
 // Stats returns the counts and the current numbers.

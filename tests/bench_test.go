@@ -58,7 +58,7 @@ func BenchmarkPublish(b *testing.B) {
 				defer func() { idle <- p }()
 				p.calls++
 				return script.Run(ctx, rdb, []string{"eventbus:log:{" + name + "}", "eventbus:producers:{" + name + "}"},
-					1, p.id, p.calls, "PUBLISH", 600_000, name, 10_000, 86_400_000, 0, 1, "1", raw).Err()
+					1, p.id, p.calls, "PUBLISH", 600_000, name, 10_000, 64<<20, 86_400_000, 0, 1, "1", raw).Err()
 			}
 			require.NoError(b, byHand())
 			spread := func(n int, publish func() error) time.Duration {

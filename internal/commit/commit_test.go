@@ -36,25 +36,25 @@ func newQueue(answers ...any) *commitQueue {
 	return &commitQueue{Committer: New(context.Background(), Config{Log: log, Timeout: time.Minute})}
 }
 
-// newEvent makes the commit of an event into the logs of channels.
-func newEvent(channels ...string) *redislog.Commit {
-	ev := sample.Event()
-	c := &redislog.Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Done: make(chan struct{})}
-	for _, channel := range channels {
-		c.Records = append(c.Records, redislog.Record{Channel: channel})
+// newBatch makes the batch of some events into the log of a channel. callers wait for it.
+func newBatch(channel string, events, callers int) (*redislog.Batch, []*redislog.Commit) {
+	b := &redislog.Batch{Done: make(chan struct{})}
+	b.Callers.Add(int32(callers))
+	for range events {
+		ev := sample.Event()
+		b.Commits = append(b.Commits, &redislog.Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Records: []redislog.Record{{Channel: channel}}})
 	}
-	return c
+	return b, slices.Clone(b.Commits)
 }
 
 // TestOneChannelHoldsUpNobody: where Redis has settled a part of a call, the rest goes on by
 // itself.
 func TestOneChannelHoldsUpNobody(t *testing.T) {
 	q := newQueue([]any{"+5-1", "!OOM"}, []any{"!OOM"}, []any{"+6-1"})
-	commits := []*redislog.Commit{newEvent("project:p"), newEvent("agent:a")}
-	for _, c := range commits {
-		c.Callers.Add(1)
-	}
-	left := q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, slices.Clone(commits)), true)
+	one, first := newBatch("project:p", 1, 1)
+	other, second := newBatch("agent:a", 1, 1)
+	commits := slices.Concat(first, second)
+	left := q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Batch{one, other}), true)
 	require.Len(t, left, 1)
 	require.True(t, commits[0].Closed())
 	require.False(t, commits[1].Closed())
@@ -69,17 +69,17 @@ func TestOneChannelHoldsUpNobody(t *testing.T) {
 // run is repeated.
 func TestCallsThatNobodyWaitsFor(t *testing.T) {
 	q := newQueue([]any{"!OOM"})
-	c := newEvent("project:p")
-	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Commit{c}), true))
-	require.True(t, c.Closed())
-	require.True(t, c.Records[0].Sure)
-	require.ErrorIs(t, c.Records[0].Err, redislog.ErrUnavailable)
+	b, commits := newBatch("project:p", 1, 0)
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Batch{b}), true))
+	require.True(t, commits[0].Closed())
+	require.True(t, commits[0].Records[0].Sure)
+	require.ErrorIs(t, commits[0].Records[0].Err, redislog.ErrUnavailable)
 
 	q = newQueue(io.EOF, []any{"!OOM"}, []any{"=5-1"})
-	c = newEvent("project:p")
-	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Commit{c}), true))
-	require.NoError(t, c.Records[0].Err)
-	require.True(t, c.Records[0].Again)
+	b, commits = newBatch("project:p", 1, 0)
+	require.Nil(t, q.settle(t.Context(), time.Now(), q.Log.NewCalls("one", 1, []*redislog.Batch{b}), true))
+	require.NoError(t, commits[0].Records[0].Err)
+	require.True(t, commits[0].Records[0].Again)
 }
 
 // TestOutcomesAreBounded: where there are too many, the oldest is dropped.

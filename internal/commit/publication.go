@@ -2,7 +2,6 @@ package commit
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -21,17 +20,15 @@ type Event struct {
 
 // A Publication is one publish of an event.
 type Publication struct {
-	commits    *Committer
 	id         string
 	event      []byte
 	idempotent bool
 	Records    []redislog.Record // one for each channel; first those whose logs have the event
-	single     [1]redislog.Record
-	timeout    <-chan time.Time
-	late       bool // timeout has fired
 
-	commit *redislog.Commit // its records are the part of Records that is, or was, under way
+	batch  *redislog.Batch  // has the commit that is, or was, under way
+	commit *redislog.Commit // its records are a part of Records
 	from   int              // where in Records that part begins
+	also   string           // where the event is in the logs before that part
 	behind bool             // an earlier publish of the event has to end before this one begins
 	Fates  []Fate           // one for each record, after an error
 }
@@ -41,33 +38,64 @@ type Publication struct {
 func (cs *Committer) Publish(ctx context.Context, ev Event) (*Publication, error) {
 	timeout := time.NewTimer(cs.Timeout)
 	defer timeout.Stop()
-	p := &Publication{commits: cs, id: ev.ID, event: ev.JSON, idempotent: ev.Idempotent, timeout: timeout.C}
-	p.Records = p.single[:]
-	if len(ev.Channels) > 1 {
-		p.Records = make([]redislog.Record, len(ev.Channels))
-	}
-	mark := position.Fingerprint(ev.ID)
-	for i, c := range ev.Channels {
-		p.Records[i] = redislog.Record{Channel: c, Final: slices.Contains(ev.Ends, c), Fingerprint: mark}
-	}
+	p := cs.begin([]Event{ev})
+	p.timeout = timeout.C
 	err := p.run(ctx)
-	if err != nil {
-		if cs.ctx.Err() != nil {
-			err = context.Cause(cs.ctx)
+	return &p.of[0], err
+}
+
+// PublishBatch appends the first ones of some events to their logs, as many as one batch takes, and
+// waits as long as Redis can be expected to come back. The logs have them in this order, and where
+// one is missing after an error, so are those behind it. The publications say what became of them.
+func (cs *Committer) PublishBatch(ctx context.Context, evs []Event) ([]Publication, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	p := cs.begin(evs[:cs.fit(evs)])
+	p.patient = true
+	err := p.run(ctx)
+	return p.of, err
+}
+
+// fit is how many events go into one batch: they go to the same channels and fit into one call. One
+// that was published before, with an error, goes alone, as it may be in some of its logs.
+func (cs *Committer) fit(evs []Event) int {
+	records, bytes := cs.share(len(evs[0].Channels)), 0
+	for i, ev := range evs {
+		bytes += len(ev.JSON)
+		known := cs.outcomes.get(ev.ID) != nil
+		if i > 0 && (known || (i+1)*records > batchRecords || bytes > commitBytes || !slices.Equal(ev.Channels, evs[0].Channels)) {
+			return i
 		}
-		p.Fates = make([]Fate, len(p.Records))
-		open := p.commit != nil && !p.commit.Closed()
-		known := false
-		for i := range p.Records {
-			p.Fates[i] = p.fateOf(i, open)
-			known = known || p.Fates[i] != Missing
-		}
-		if known && !p.behind {
-			p.event = nil // An outcome keeps no event; the commit has it while it is under way.
-			cs.outcomes.put(p)
+		if known {
+			return 1
 		}
 	}
-	return p, err
+	return len(evs)
+}
+
+// share is how many of an event's records can share a call.
+func (cs *Committer) share(records int) int {
+	if cs.Log.PerChannel {
+		return 1
+	}
+	return records
+}
+
+// begin makes the publications of events with the same channels.
+func (cs *Committer) begin(evs []Event) *publish {
+	p := &publish{Committer: cs, of: make([]Publication, len(evs))}
+	n := len(evs[0].Channels)
+	records := make([]redislog.Record, n*len(evs))
+	for i, ev := range evs {
+		own := records[i*n : (i+1)*n : (i+1)*n]
+		mark := position.Fingerprint(ev.ID)
+		for k, c := range ev.Channels {
+			own[k] = redislog.Record{Channel: c, Final: slices.Contains(ev.Ends, c), Fingerprint: mark}
+		}
+		p.of[i] = Publication{id: ev.ID, event: ev.JSON, idempotent: ev.Idempotent, Records: own}
+	}
+	return p
 }
 
 // A Fate is what is known of an event in one log after its publish has failed.
@@ -78,6 +106,17 @@ const (
 	Done                // the log has the event
 	Missing             // the log certainly does not have the event
 )
+
+// judge enters the fates, and reports whether any log may have the event.
+func (p *Publication) judge() (known bool) {
+	p.Fates = make([]Fate, len(p.Records))
+	open := p.commit != nil && !p.commit.Closed()
+	for i := range p.Records {
+		p.Fates[i] = p.fateOf(i, open)
+		known = known || p.Fates[i] != Missing
+	}
+	return known
+}
 
 // fateOf gives the fate of the i-th record. While the commit is open, a worker has its records.
 func (p *Publication) fateOf(i int, open bool) Fate {
@@ -92,33 +131,9 @@ func (p *Publication) fateOf(i int, open bool) Fate {
 	return Unknown
 }
 
-// run brings the event into its logs, behind earlier publishes of it that have failed.
-func (p *Publication) run(ctx context.Context) error {
-	o := p.commits.outcomes.get(p.id)
-	if o == nil {
-		return p.commitAll(ctx)
-	}
-	p.behind = true
-	if err := p.wait(ctx, o.turn); err != nil {
-		return err
-	}
-	defer func() { o.turn <- struct{}{} }()
-	if now := p.commits.outcomes.get(p.id); now != nil && now != o {
-		return p.run(ctx) // The outcome was forgotten meanwhile, and there is another one.
-	}
-	if err := o.last.await(ctx, p); err != nil {
-		return err
-	}
-	p.behind = false
-	o.learn()
-	p.recall(o.known)
-	o.last = p
-	err := p.commitAll(ctx)
-	if err == nil {
-		o.learn()
-		p.commits.outcomes.drop(o)
-	}
-	return err
+// Everywhere reports whether every log has the event, after an error.
+func (p *Publication) Everywhere() bool {
+	return !slices.ContainsFunc(p.Fates, func(f Fate) bool { return f != Done })
 }
 
 // recall enters what is known from earlier publishes of the event. The logs that have it come
@@ -137,82 +152,4 @@ func (p *Publication) recall(known map[string]position.Position) {
 			n++
 		}
 	}
-}
-
-// commitAll makes the commits that are needed. Where channels need calls of their own, one commit
-// comes after the other, so that each entry's also can say where the event is already.
-func (p *Publication) commitAll(ctx context.Context) error {
-	share := len(p.Records)
-	if p.commits.Log.PerChannel {
-		share = 1
-	}
-	also := ""
-	for i := 0; i < len(p.Records); i += share {
-		c := &redislog.Commit{
-			ID: p.id, Event: p.event, Idempotent: p.idempotent, Also: also,
-			Records: p.Records[i : i+share], Done: make(chan struct{}),
-		}
-		if !c.Settled() {
-			p.commit, p.from = c, i
-			c.Callers.Add(1)
-			queue := p.commits.add(ctx, c)
-			err := p.await(ctx, p)
-			if c.Callers.Add(-1); err != nil {
-				if queue.withdraw(c) {
-					p.commit = nil
-				}
-				return err
-			}
-		}
-		for _, r := range c.Records {
-			if r.Err != nil {
-				return r.Err
-			}
-		}
-		_, also = c.Pending(p.commits.Log)
-	}
-	return nil
-}
-
-// await lets q wait until p's commit is closed. Meanwhile q counts as a caller.
-func (p *Publication) await(ctx context.Context, q *Publication) error {
-	if p.commit == nil {
-		return nil
-	}
-	p.commit.Callers.Add(1)
-	defer p.commit.Callers.Add(-1)
-	err := q.wait(ctx, p.commit.Done)
-	if p.commit.Closed() {
-		return nil
-	}
-	return err
-}
-
-// wait waits for c, but no longer than the publish may take.
-func (p *Publication) wait(ctx context.Context, c <-chan struct{}) error {
-	if p.late {
-		return p.tooLate()
-	}
-	select {
-	case <-c:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-p.commits.ctx.Done():
-		return context.Cause(p.commits.ctx)
-	case <-p.timeout:
-		p.late = true
-		return p.tooLate()
-	}
-}
-
-// tooLate is the error of a publish whose time is over. It has the reason, if that is known.
-func (p *Publication) tooLate() error {
-	err := redislog.Error(redislog.ErrUnavailable, fmt.Errorf("not published within %s", p.commits.Timeout))
-	if p.commit != nil {
-		if last := p.commit.Failing.Load(); last != nil {
-			err = fmt.Errorf("%w: %w", err, *last)
-		}
-	}
-	return err
 }

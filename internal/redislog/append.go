@@ -7,67 +7,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/syndarix/eventbus/internal/position"
 )
 
-// A Record is a commit's part for one log: the event's way into it, and what became of it.
-type Record struct {
-	Channel     string
-	Final       bool              // the log ends with the event
-	Fingerprint uint16            // fingerprint of the event
-	Pos         position.Position // where the event is; zero while that is not known
-	Again       bool              // the log had the event before this publish
-	Err         error             // why the last attempt has failed
-	Sure        bool              // Err makes certain that the log does not have the event
-}
-
-// settled reports whether another attempt would change nothing.
-func (r *Record) settled() bool {
-	return !r.Pos.IsZero() || r.Err != nil && !errors.Is(r.Err, ErrUnavailable)
-}
-
-// A Commit is one event on its way into logs that one call can reach.
-type Commit struct {
-	ID         string // the event's id
-	Event      []byte // the event's JSON without position
-	Idempotent bool
-	Also       string // where the event is in the logs that come before these
-	Records    []Record
-	Done       chan struct{}         // closed when no more will be known of the records
-	Callers    atomic.Int32          // how many wait for Done
-	Failing    atomic.Pointer[error] // why the last attempt has failed
-}
-
-// Pending gives the records from the first one on whose log does not have the event yet, and the
-// also of the next entry.
-func (c *Commit) Pending(l *Log) (records []Record, also string) {
-	i, also := 0, c.Also
-	for ; i < len(c.Records) && !c.Records[i].Pos.IsZero(); i++ {
-		also = strings.TrimPrefix(also+" "+l.Name(c.Records[i].Channel)+"@"+c.Records[i].Pos.String(), " ")
-	}
-	return c.Records[i:], also
-}
-
-// Settled reports whether another attempt would change nothing.
-func (c *Commit) Settled() bool {
-	for i := range c.Records {
-		if !c.Records[i].settled() {
-			return false
-		}
-	}
-	return true
-}
-
 // A Call is one call of append.lua. It takes effect once, however often it is sent.
 type Call struct {
 	scriptCall
 	producer string
 	number   int64
-	Commits  []*Commit // the ones that are not settled yet
+	Batches  []*Batch // the ones that are not done yet
 	logs     []logCall
 	Lost     bool // The reply to an attempt was lost, so the call may have run.
 	Moving   bool // The last attempt was refused because a cluster moves a slot.
@@ -83,17 +34,20 @@ type logCall struct {
 const markerTTL = 10 * time.Minute
 
 // newCall makes the call of a producer with this number. append.lua says what is in the arguments.
-func (l *Log) newCall(producer string, number int64, commits []*Commit) *Call {
-	c := &Call{producer: producer, number: number, Commits: commits}
+func (l *Log) newCall(producer string, number int64, batches []*Batch) *Call {
+	c := &Call{producer: producer, number: number, Batches: batches}
 	index := make(map[string]int, 1)
-	for _, commit := range commits {
-		records, _ := commit.Pending(l)
-		for i := range records {
-			c.add(index, &records[i], len(commits))
+	open := c.Open()
+	for _, batch := range batches {
+		for _, commit := range batch.Commits {
+			records, _ := l.Pending(commit.Also, commit.Records)
+			for i := range records {
+				c.add(index, &records[i], open)
+			}
 		}
 	}
 	c.keys = make([]string, 0, 2*len(c.logs))
-	c.args = make([]any, 0, 5+5*len(c.logs)+3*len(commits))
+	c.args = make([]any, 0, 5+5*len(c.logs)+3*open)
 	c.args = append(c.args, len(c.logs), producer, number, l.publish(), markerTTL.Milliseconds())
 	for _, log := range c.logs {
 		name := l.Name(log.channel)
@@ -105,33 +59,43 @@ func (l *Log) newCall(producer string, number int64, commits []*Commit) *Call {
 		c.args = append(c.args, name, keep.Events, keep.Bytes, keep.Age.Milliseconds(), l.least(log.channel))
 	}
 	run, at := "", 0 // the last run's where, and the index of its length
-	for _, commit := range commits {
-		where := l.where(c, index, commit)
-		if where == run && !strings.Contains(where, "|") {
-			c.args[at] = c.args[at].(int) + 1
-		} else {
-			run, at = where, len(c.args)
-			c.args = append(c.args, 1, where)
+	for _, batch := range batches {
+		for _, commit := range batch.Commits {
+			where := l.where(c, index, commit)
+			if where == run && !strings.Contains(where, "|") {
+				c.args[at] = c.args[at].(int) + 1
+			} else {
+				run, at = where, len(c.args)
+				c.args = append(c.args, 1, where)
+			}
+			c.args = append(c.args, commit.Event)
 		}
-		c.args = append(c.args, commit.Event)
 	}
 	return c
 }
 
-// NewCalls makes one call of a batch, or, in a cluster, one for each channel, as hardly any two
+// Open is how many commits of the call are not closed.
+func (c *Call) Open() (n int) {
+	for _, batch := range c.Batches {
+		n += len(batch.Commits)
+	}
+	return n
+}
+
+// NewCalls makes one call of batches, or, in a cluster, one for each channel, as hardly any two
 // share a slot. They share a number, as each goes to another log.
-func (l *Log) NewCalls(producer string, number int64, batch []*Commit) []*Call {
+func (l *Log) NewCalls(producer string, number int64, batches []*Batch) []*Call {
 	if !l.PerChannel {
-		return []*Call{l.newCall(producer, number, batch)}
+		return []*Call{l.newCall(producer, number, batches)}
 	}
 	var order []string
-	parts := make(map[string][]*Commit)
-	for _, c := range batch {
-		name := c.Records[0].Channel // In a cluster a commit has one record.
+	parts := make(map[string][]*Batch)
+	for _, b := range batches {
+		name := b.Commits[0].Records[0].Channel // In a cluster a commit has one record.
 		if parts[name] == nil {
 			order = append(order, name)
 		}
-		parts[name] = append(parts[name], c)
+		parts[name] = append(parts[name], b)
 	}
 	calls := make([]*Call, len(order))
 	for i, name := range order {
@@ -155,7 +119,7 @@ func (c *Call) add(index map[string]int, r *Record, most int) {
 
 // where gives the argument that says to which logs an event goes, and adds the keys of its markers.
 func (l *Log) where(c *Call, index map[string]int, commit *Commit) string {
-	records, also := commit.Pending(l)
+	records, also := l.Pending(commit.Also, commit.Records)
 	number := func(r *Record) string {
 		n := strconv.Itoa(index[r.Channel] + 1) // Lua counts from 1.
 		if r.Final {
@@ -215,47 +179,36 @@ func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 			l.saw(log.channel, log.settle(replies[i], c.Lost))
 		}
 	}
-	before := len(c.Commits)
-	c.Commits = slices.DeleteFunc(c.Commits, (*Commit).finish)
-	switch {
-	case len(c.Commits) == 0:
+	before := c.Open()
+	c.Batches = slices.DeleteFunc(c.Batches, (*Batch).finish)
+	return l.rest(c, before)
+}
+
+// GiveUp closes the batches of a call that tired reports, and gives the call that is left to be
+// made, nil where there is none. A call that may have run has to be given up as a whole.
+func (l *Log) GiveUp(c *Call, tired func(*Batch) bool) *Call {
+	before := c.Open()
+	c.Batches = slices.DeleteFunc(c.Batches, func(b *Batch) bool {
+		given := tired(b)
+		if given {
+			b.giveUp()
+		}
+		return given
+	})
+	return l.rest(c, before)
+}
+
+// rest gives the call for those commits of c that are not closed. before is how many they were.
+func (l *Log) rest(c *Call, before int) *Call {
+	switch open := c.Open(); {
+	case open == 0:
 		return nil
-	case len(c.Commits) < before && !c.Lost:
-		// What is settled must not be tried again, so the rest is a new call. After a lost attempt
+	case open < before && !c.Lost:
+		// What is closed must not be tried again, so the rest is a new call. After a lost attempt
 		// the number has to stay, because that attempt may still come: all of the call is repeated.
-		return l.newCall(c.producer, c.number+1, c.Commits)
+		return l.newCall(c.producer, c.number+1, c.Batches)
 	}
 	return c
-}
-
-// finish closes a commit that is settled, and reports whether it is.
-func (c *Commit) finish() bool {
-	if c.Settled() {
-		c.Close()
-		return true
-	}
-	for i := range c.Records {
-		if err := c.Records[i].Err; err != nil {
-			c.Failing.Store(&err)
-		}
-	}
-	return false
-}
-
-// Closed reports whether no more will be known.
-func (c *Commit) Closed() bool {
-	select {
-	case <-c.Done:
-		return true
-	default:
-		return false
-	}
-}
-
-// Close says that no more will be known.
-func (c *Commit) Close() {
-	c.Event = nil
-	close(c.Done)
 }
 
 // fail enters an error in all records that are not settled.

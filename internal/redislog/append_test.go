@@ -35,11 +35,19 @@ func eachServer(t *testing.T, test func(t *testing.T, client *redis.Client)) {
 // newCommit makes the commit of an event into some logs.
 func newCommit(t require.TestingT, idempotent bool, names ...string) *Commit {
 	ev := sample.Event()
-	c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: idempotent, Done: make(chan struct{})}
+	c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: idempotent}
 	for _, name := range names {
 		c.Records = append(c.Records, Record{Channel: name, Fingerprint: position.Fingerprint(c.ID)})
 	}
 	return c
+}
+
+// alone makes a batch of each commit.
+func alone(commits ...*Commit) (batches []*Batch) {
+	for _, c := range commits {
+		batches = append(batches, &Batch{Commits: []*Commit{c}, Done: make(chan struct{})})
+	}
+	return batches
 }
 
 // idsIn gives the ids of the events in a log, by position.
@@ -62,7 +70,7 @@ func TestCallsRunOnce(t *testing.T) {
 		for _, c := range commits {
 			events[c.ID] = c.Event
 		}
-		call := l.newCall("one", 7, slices.Clone(commits))
+		call := l.newCall("one", 7, alone(commits...))
 		require.Empty(t, l.Send(ctx, []*Call{call}))
 		var first [][]Record
 		for _, c := range commits {
@@ -75,13 +83,13 @@ func TestCallsRunOnce(t *testing.T) {
 		again := func(number int64, commits []*Commit) []*Commit {
 			var fresh []*Commit
 			for _, c := range commits {
-				f := &Commit{ID: c.ID, Event: events[c.ID], Idempotent: c.Idempotent, Done: make(chan struct{}), Records: slices.Clone(c.Records)}
+				f := &Commit{ID: c.ID, Event: events[c.ID], Idempotent: c.Idempotent, Records: slices.Clone(c.Records)}
 				for i := range f.Records {
 					f.Records[i].Pos = position.Position{}
 				}
 				fresh = append(fresh, f)
 			}
-			require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", number, slices.Clone(fresh))}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", number, alone(fresh...))}))
 			return fresh
 		}
 		for i, c := range again(7, commits) {
@@ -112,7 +120,7 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 		commits := []*Commit{newCommit(t, false, good), newCommit(t, false, bad, good), newCommit(t, false, good, bad), newCommit(t, true, bad)}
-		call := l.newCall("one", 1, slices.Clone(commits))
+		call := l.newCall("one", 1, alone(commits...))
 		require.Empty(t, l.Send(ctx, []*Call{call}))
 		for i, want := range [][]bool{{true}, {false, false}, {true, false}, {false}} {
 			for n, done := range want {
@@ -128,12 +136,12 @@ func TestAnEventThatFailsInOneLog(t *testing.T) {
 		require.Len(t, idsIn(client, good), 2)
 		require.NoError(t, client.Del(ctx, logKey(bad)).Err())
 		for _, c := range commits { // The commits become as they were before the attempt.
-			c.Done = make(chan struct{})
+			c.closed.Store(false)
 			for i := range c.Records {
 				c.Records[i].Err = nil
 			}
 		}
-		call.Commits = slices.Clone(commits)
+		call.Batches = alone(commits...)
 		require.Empty(t, l.Send(ctx, []*Call{call}))
 		require.Len(t, idsIn(client, good), 3)
 		require.Len(t, idsIn(client, bad), 3)
@@ -162,7 +170,7 @@ func TestLogsBegin(t *testing.T) {
 		}
 		appendOne := func() position.Position {
 			c := newCommit(t, false, name)
-			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{c})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, alone(c))}))
 			require.NoError(t, c.Records[0].Err)
 			return c.Records[0].Pos
 		}
@@ -209,7 +217,7 @@ func TestLivesOfLogs(t *testing.T) {
 		left := func() time.Duration { return client.PTTL(ctx, logKey(name)).Val().Round(time.Minute) }
 		publish := func(a time.Duration) {
 			age = a
-			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, alone(newCommit(t, false, name)))}))
 		}
 		read := func(a time.Duration) {
 			age = a
@@ -243,7 +251,7 @@ func TestProducersAreSweptUp(t *testing.T) {
 		const name = "project:p"
 		key := producersKey(name)
 		appendOne := func() {
-			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{newCommit(t, false, name)})}))
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, alone(newCommit(t, false, name)))}))
 		}
 		appendOne()
 		old := time.Now().Add(-2 * time.Hour).UnixMilli()
@@ -269,7 +277,7 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 		const good, bad = "project:good", "project:bad"
 		require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 		commits := []*Commit{newCommit(t, false, bad), newCommit(t, false, good)}
-		call := l.newCall("one", 1, slices.Clone(commits))
+		call := l.newCall("one", 1, alone(commits...))
 		cmd := redis.NewCmd(ctx)
 		cmd.SetVal([]any{"!WRONGTYPE", "!OOM"})
 		left := l.settle(call, cmd)
@@ -298,7 +306,7 @@ func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	l := newTestLog(client)
 	require.NoError(t, l.Probe(ctx))
 	const name = "project:p"
-	call := l.newCall("one", 1, []*Commit{newCommit(t, false, name)})
+	call := l.newCall("one", 1, alone(newCommit(t, false, name)))
 	repeated := call.scriptCall
 	require.Empty(t, l.Send(ctx, []*Call{call}))
 	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{repeated})[0].Err())
@@ -313,7 +321,7 @@ func TestALostAttemptThatComesLate(t *testing.T) {
 	require.NoError(t, client.Set(ctx, logKey(bad), "no log", 0).Err())
 	require.NoError(t, client.ScriptLoad(ctx, appendScript.source).Err())
 	g, b := newCommit(t, false, good), newCommit(t, false, bad)
-	call := l.newCall("one", 7, []*Commit{g, b})
+	call := l.newCall("one", 7, alone(g, b))
 	late := call.scriptCall
 	call.Lost = true // The first attempt is still on its way.
 
@@ -360,11 +368,11 @@ func TestPublishedAgainToMoreLogs(t *testing.T) {
 		ctx, l := context.Background(), newTestLog(client)
 		const added, old = "project:added", "agent:old"
 		c := newCommit(t, true, old)
-		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, []*Commit{c})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, alone(c))}))
 		event := sample.Event()
-		again := &Commit{ID: c.ID, Event: event.AppendJSON(nil), Idempotent: true, Done: make(chan struct{}),
+		again := &Commit{ID: c.ID, Event: event.AppendJSON(nil), Idempotent: true,
 			Records: []Record{{Channel: added}, {Channel: old}}}
-		require.Empty(t, l.Send(ctx, []*Call{l.newCall("two", 1, []*Commit{again})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("two", 1, alone(again))}))
 		require.True(t, again.Records[1].Again)
 		entries := client.XRange(ctx, logKey(added), "-", "+").Val()
 		require.Len(t, entries, 1)

@@ -15,7 +15,8 @@
 // lock is taken under it.
 //
 //	log.go     Log: keys, nodes, epochs, the search, the probe
-//	append.go  Call, Commit and Record: an append and its answer
+//	append.go  Call: an append and its answer
+//	batch.go   Batch, Commit and Record: what a call appends, and what became of it
 //	page.go    Request: reads of a log
 //	script.go  how scripts are called; which errors are temporary
 //	*.lua      one per job: append, read, find, probe; begin stands in front of the first three

@@ -70,7 +70,7 @@ func (w *world) begin(p *testProducer) {
 		}
 		p.commits = append(p.commits, c)
 	}
-	p.call = w.l.newCall(p.name, p.number, slices.Clone(p.commits))
+	p.call = w.l.newCall(p.name, p.number, alone(p.commits...))
 }
 
 // attempt sends the call of a producer. With lost, the answer does not arrive.

@@ -65,10 +65,10 @@ func BenchmarkAppend(b *testing.B) {
 			for number := int64(1); b.Loop(); number++ {
 				for i := range commits {
 					ev := sample.Event()
-					commits[i] = &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Done: make(chan struct{}),
+					commits[i] = &Commit{ID: ev.ID, Event: ev.AppendJSON(nil),
 						Records: []Record{{Channel: "project:p"}}}
 				}
-				if left := l.Send(context.Background(), []*Call{l.newCall("bench", number, commits)}); left != nil {
+				if left := l.Send(context.Background(), []*Call{l.newCall("bench", number, alone(commits...))}); left != nil {
 					b.Fatal("not settled")
 				}
 			}
