@@ -20,3 +20,17 @@ func TestTimesAreWrittenAsByTime(t *testing.T) {
 		require.Equal(t, at.UTC().Truncate(time.Microsecond).Format(layout), string(appendTime(nil, at)))
 	}
 }
+
+// TestOnlyTrueIsFinal: the member final is true on the last message of a channel, and only there.
+func TestOnlyTrueIsFinal(t *testing.T) {
+	const event = `{"id":"e","type":"agent.message","timestamp":"2025-11-23T02:40:00Z",` +
+		`"project_id":"550e8400-e29b-41d4-a716-446655440001","actor_type":"system"`
+	for value, want := range map[string]bool{
+		"": false, `,"final":true`: true, `,"final": true `: true, `,"final":false`: false, `,"final":"true"`: false,
+		`,"final":1`: false, `,"final":null`: false, `,"final":[true]`: false, `,"final":true,"final":false`: false,
+	} {
+		ev, err := Decode([]byte(event + value + "}"))
+		require.NoError(t, err, value)
+		require.Equal(t, want, ev.Final, value)
+	}
+}
