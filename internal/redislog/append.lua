@@ -36,26 +36,9 @@
 local sub, byte = string.sub, string.byte
 local producer, call, publish, markerLife = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
--- Begins a log, or looks at one that is not what its hash says: the hash is gone, the log is gone,
--- or another program has written to it.
-local function begin(log)
-  local last, info = open(log.key, log.hash, log.life, log.least)
-  if not last then
-    log.err = info
-    return
-  end
-  log.epoch = match(last, '^%d+')
-  log.id = log.epoch .. '-*'
-  log.rest = '"}'
-  log.ended = info and final(newest(log.key, info), last)
-  pcall('HSET', log.hash, 'epoch', log.epoch)
-  if log.ended then pcall('HSET', log.hash, 'ended', last) end
-end
-
 -- What the call has for each log. items says what became of its events: the bare position of an
 -- event that was appended, else the event's line of the reply. alike is true while '+<position>'
--- can answer for all of them. fresh is true where the hash does not know the producer yet. rest is
--- how the next message ends. bytes is what was appended since the last mark: see trim.
+-- can answer for all of them. fresh is true where the hash does not know the producer yet.
 local logs, a = {}, 6
 for i = 1, tonumber(ARGV[1]) do
   local log = {key = KEYS[2 * i - 1], hash = KEYS[2 * i], channel = ARGV[a], keep = ARGV[a + 1],
@@ -66,8 +49,7 @@ for i = 1, tonumber(ARGV[1]) do
   if known.err then
     log.err = known.err
   else
-    log.epoch, log.fresh = known[1], not known[3]
-    log.rest = known[2] and '","prev":"' .. known[2] .. '"}' or '"}'
+    log.epoch, log.prev, log.fresh = known[1], known[2], not known[3]
     log.bytes, log.ended = tonumber(known[4] or 0), known[5]
     if known[3] then
       local of, answer = match(known[3], '^(%d+) %d+ (.*)$')
@@ -99,48 +81,19 @@ local function answered(log, i)
   if line and line ~= '!' then return byte(line) == 43 and sub(line, 2) or line end -- 43 is '+'
 end
 
-local function xadd(log, event, also, trims, ends)
-  if also ~= '' or ends then
-    local fields = {'event', event}
-    if also ~= '' then fields[3], fields[4] = 'also', also end
-    if ends then fields[#fields + 1], fields[#fields + 2] = 'final', '1' end
-    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, unpack(fields))
-  elseif trims then
-    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event)
-  end
-  return pcall('XADD', log.key, 'NOMKSTREAM', log.id, 'event', event)
-end
-
-local function ended(log) return '!ENDED ' .. log.channel .. ' has ended' end
-
 -- Appends an event to a log and publishes it. The result is the event's item.
 local function append(log, event, also, trims, ends)
-  if log.err then return '!' .. log.err end
-  if log.ended then return ended(log) end
-  local at = xadd(log, event, also, trims, ends)
-  if not at or type(at) == 'table' and find(at.err, 'equal or smaller', 1, true) then
-    begin(log)
-    if log.err then return '!' .. log.err end
-    if log.ended then return ended(log) end
-    at = xadd(log, event, also, trims, ends)
-  end
-  if type(at) ~= 'string' then
-    log.err = at and at.err or 'the log went away'
-    return '!' .. log.err
-  end
+  local at, err = add(log, event, also, trims, ends)
+  if not at then return '!' .. err end
   -- The message is made in one expression: each string on the way would cost as much as a command.
   local message
-  if also == '' and not ends then
-    message = sub(event, 1, -2) .. ',"position":"' .. at .. log.rest
+  if log.prev and also == '' and not ends then
+    message = sub(event, 1, -2) .. ',"position":"' .. at .. '","prev":"' .. log.prev .. '"}'
   else
-    local more = also == '' and '' or '","also":"' .. also
-    more = more .. (ends and '","final":true' .. sub(log.rest, 2) or log.rest)
-    message = sub(event, 1, -2) .. ',"position":"' .. at .. more
+    message = sub(event, 1, -2) .. ',"position":"' .. at .. (also == '' and '' or '","also":"' .. also) ..
+      (ends and '","final":true' or '"') .. (log.prev and ',"prev":"' .. log.prev .. '"}' or '}')
   end
-  -- An event begins with '{"id":"', which is 7 characters; the id's last 8 are at 36 to 43.
-  log.rest = '","prev":"' .. sub(event, 36, 43) .. '"}'
-  log.last, log.bytes = at, log.bytes + #event
-  if ends then log.ended = at end
+  log.prev = sub(event, 36, 43) -- An event begins with '{"id":"' and a UUID.
   local rung = pcall(publish, log.channel, message)
   if type(rung) == 'table' then return '~' .. at .. ' ' .. rung.err end
   return at
@@ -149,8 +102,9 @@ end
 -- The item of an event that has a marker, nil where the log does not have the event: there is no
 -- marker, or it is of another epoch, so that its log was lost.
 local function marked(log, key)
-  local at = pcall('GET', key)
-  if type(at) == 'table' then return '!' .. at.err end
+  local value = pcall('GET', key)
+  if type(value) == 'table' then return '!' .. value.err end
+  local at = match(value or '', '^%d+%-%d+') -- foreign.lua can have put more behind it
   if at and match(at, '^%d+') == log.epoch then return '=' .. at end
 end
 
@@ -171,7 +125,7 @@ local function place(event, where, ends, marker, also)
     local n = #log.items + 1
     items[i] = answered(log, n) or marker and not log.err and marked(log, KEYS[marker + i - 1])
     log.items[n] = items[i] or ''
-    if not items[i] and log.ended then failed = failed or ended(log) end
+    if not items[i] and log.ended then failed = failed or '!' .. ended(log) end
   end
   -- The logs that have the event come first, so that the entries in the others name them in also.
   for _, known in ipairs({true, false}) do
@@ -228,24 +182,6 @@ local function sweep(hash, now)
   end
 end
 
--- Trims a log to about its bound in bytes. For each sixteenth of the bound that was appended, the
--- hash has a mark: the number of the event at which that was so. What is before the 17th newest mark
--- goes. The result is for HSET.
-local function trim(log)
-  local step = math.max(log.most / 16, 1)
-  local n = math.floor(log.bytes / step)
-  if log.most == 0 or n == 0 then return {'bytes', number(log.bytes)} end
-  log.bytes = log.bytes - n * step
-  local marks, epoch, seq = {}, match(log.last, '(%d+)-(%d+)')
-  for mark in string.gmatch(pcall('HGET', log.hash, 'marks') or '', '%d+') do marks[#marks + 1] = mark end
-  for _ = 1, math.min(n, 17) do marks[#marks + 1] = seq end
-  if #marks > 16 then
-    local upto = math.min(tonumber(marks[#marks - 16]), seq - 1) -- The newest event stays.
-    pcall('XTRIM', log.key, 'MINID', '~', epoch .. '-' .. number(upto + 1))
-  end
-  return {'bytes', number(log.bytes), 'marks', table.concat(marks, ' ', math.max(#marks - 15, 1))}
-end
-
 local replies = {}
 for i, log in ipairs(logs) do
   local items, answer = log.items, nil
@@ -262,10 +198,8 @@ for i, log in ipairs(logs) do
     replies[i], answer = table.concat(items, '\n'), table.concat(kept, '\n')
   end
   if log.last then
-    local now, fields = millis(), trim(log)
-    if log.ended then fields[#fields + 1], fields[#fields + 2] = 'ended', log.ended end
-    -- 11 to 18 of rest are the end of the newest id.
-    pcall('HSET', log.hash, 'last', sub(log.rest, 11, 18), producer, call .. ' ' .. number(now) .. ' ' .. answer, unpack(fields))
+    local now = millis()
+    note(log, producer, call .. ' ' .. number(now) .. ' ' .. answer)
     if log.fresh then sweep(log.hash, now) end
   end
   -- This comes behind all appends: once a script has written, Redis lets it write where memory is

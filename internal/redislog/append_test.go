@@ -291,7 +291,8 @@ func TestWhatWasAnsweredForGoodIsNotTriedAgain(t *testing.T) {
 	})
 }
 
-// TestTheAdvisedCommandsAreEnough: a user with these commands can do all, also repeat a call.
+// TestTheAdvisedCommandsAreEnough: a user with these commands can do all, also repeat a call, and log
+// what a foreign publisher sends.
 func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	admin, ctx := redistest.Start(t).Client(t), context.Background()
 	args := []any{"ACL", "SETUSER", "bus", "on", ">pw", "~eventbus:*", "&*"}
@@ -311,6 +312,8 @@ func TestTheAdvisedCommandsAreEnough(t *testing.T) {
 	require.Empty(t, l.Send(ctx, []*Call{call}))
 	require.NoError(t, appendScript.runOnce(ctx, client, []scriptCall{repeated})[0].Err())
 	require.EqualValues(t, 1, admin.XLen(ctx, logKey(name)).Val())
+	foreign := heard(name, sample.Event())
+	require.Equal(t, append1(t, l, foreign), append1(t, l, foreign))
 }
 
 // TestALostAttemptThatComesLate: a part of its call is settled, and the rest is repeated.

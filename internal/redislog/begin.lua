@@ -1,10 +1,11 @@
--- What append.lua, read.lua and find.lua share. It stands in front of each of them.
+-- What append.lua, foreign.lua, read.lua and find.lua share. It stands in front of each of them.
 --
 -- Beside each log there is a hash. It is made with the log and lives as long, an hour at least.
 --   epoch       the log's epoch
---   last        the last 8 characters of the id of the event that was appended last
+--   last        the last 8 characters of the id of the event that was appended last, or less where
+--               a foreign publisher has made it: see prev in append.lua
 --   ended       the position of the log's last event, if the log has ended
---   bytes, marks  how much was appended (see trim in append.lua)
+--   bytes, marks  how much was appended: see trim
 --   <producer>  number, time and answer of the producer's last call (see append.lua)
 
 local pcall, find, match = redis.pcall, string.find, string.match
@@ -80,4 +81,87 @@ local function final(entry, last)
     if entry[2][i] == 'final' then return last end
   end
   return false
+end
+
+-- What a script that appends knows of a log is in a table. The call gives key, hash, channel, keep,
+-- most, life and least. The hash gives epoch, prev (its field last), bytes and ended. id is for
+-- XADD. err says why nothing can be appended. last is the position of what the call has appended
+-- last.
+
+-- Begins a log, or looks at one that is not what its hash says: the hash is gone, the log is gone,
+-- or another program has written to it.
+local function begin(log)
+  local last, info = open(log.key, log.hash, log.life, log.least)
+  if not last then
+    log.err = info
+    return
+  end
+  log.epoch = match(last, '^%d+')
+  log.id = log.epoch .. '-*'
+  log.prev = nil
+  log.ended = info and final(newest(log.key, info), last)
+  pcall('HSET', log.hash, 'epoch', log.epoch)
+  if log.ended then pcall('HSET', log.hash, 'ended', last) end
+end
+
+local function xadd(log, event, also, trims, ends)
+  if also ~= '' or ends then
+    local fields = {'event', event}
+    if also ~= '' then fields[3], fields[4] = 'also', also end
+    if ends then fields[#fields + 1], fields[#fields + 2] = 'final', '1' end
+    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, unpack(fields))
+  elseif trims then
+    return pcall('XADD', log.key, 'NOMKSTREAM', 'MAXLEN', '~', log.keep, log.id, 'event', event)
+  end
+  return pcall('XADD', log.key, 'NOMKSTREAM', log.id, 'event', event)
+end
+
+local function ended(log) return 'ENDED ' .. log.channel .. ' has ended' end
+
+-- Appends an event to a log. ends says that the log ends with it. The result is the position, or
+-- nil and the text of an error.
+local function add(log, event, also, trims, ends)
+  if log.err then return nil, log.err end
+  if log.ended then return nil, ended(log) end
+  local at = xadd(log, event, also, trims, ends)
+  if not at or type(at) == 'table' and find(at.err, 'equal or smaller', 1, true) then
+    begin(log)
+    if log.err then return nil, log.err end
+    if log.ended then return nil, ended(log) end
+    at = xadd(log, event, also, trims, ends)
+  end
+  if type(at) ~= 'string' then
+    log.err = at and at.err or 'the log went away'
+    return nil, log.err
+  end
+  log.last, log.bytes = at, log.bytes + #event
+  if ends then log.ended = at end
+  return at
+end
+
+-- Trims a log to about its bound in bytes. For each sixteenth of the bound that was appended, the
+-- hash has a mark: the number of the event at which that was so. What is before the 17th newest
+-- mark goes. The result is for HSET.
+local function trim(log)
+  local step = math.max(log.most / 16, 1)
+  local n = math.floor(log.bytes / step)
+  if log.most == 0 or n == 0 then return {'bytes', number(log.bytes)} end
+  log.bytes = log.bytes - n * step
+  local marks, epoch, seq = {}, match(log.last, '(%d+)-(%d+)')
+  for mark in string.gmatch(pcall('HGET', log.hash, 'marks') or '', '%d+') do marks[#marks + 1] = mark end
+  for _ = 1, math.min(n, 17) do marks[#marks + 1] = seq end
+  if #marks > 16 then
+    local upto = math.min(tonumber(marks[#marks - 16]), seq - 1) -- The newest event stays.
+    pcall('XTRIM', log.key, 'MINID', '~', epoch .. '-' .. number(upto + 1))
+  end
+  return {'bytes', number(log.bytes), 'marks', table.concat(marks, ' ', math.max(#marks - 15, 1))}
+end
+
+-- Writes into the hash what the appends of this call have changed, and other fields.
+local function note(log, ...)
+  local fields = trim(log)
+  if log.ended then fields[#fields + 1], fields[#fields + 2] = 'ended', log.ended end
+  fields[#fields + 1], fields[#fields + 2] = 'last', log.prev
+  for _, field in ipairs({...}) do fields[#fields + 1] = field end
+  pcall('HSET', log.hash, unpack(fields))
 end

@@ -1,6 +1,7 @@
 // Package redislog is the Redis side of all logs. A log is a Redis Stream with a hash beside it,
-// which has the log's epoch and its producers. Package commit appends, package feed reads, package
-// reader searches, and the bus probes the server and reads where logs end.
+// which has the log's epoch and its producers. Package commit appends what is published, package
+// feed reads, and appends what it hears of foreign publishers, package reader searches, and the bus
+// probes the server and reads where logs end.
 //
 // An append takes effect once, however often it is sent: Kafka's idempotent producer. A producer
 // has a random id, numbers its calls, and has one on the wire at a time. The hash keeps the number
@@ -14,12 +15,14 @@
 // The package starts no goroutines. Its one lock guards the epochs that a Log has seen; no other
 // lock is taken under it.
 //
-//	log.go     Log: keys, nodes, epochs, the search, the probe
-//	append.go  Call: an append and its answer
-//	batch.go   Batch, Commit and Record: what a call appends, and what became of it
-//	page.go    Request: reads of a log
-//	script.go  how scripts are called; which errors are temporary
-//	*.lua      one per job: append, read, find, probe; begin stands in front of the first three
+//	log.go      Log: keys, nodes, epochs, the search, the probe
+//	append.go   Call: an append and its answer
+//	batch.go    Batch, Commit and Record: what a call appends, and what became of it
+//	foreign.go  Foreign: an append of an event that a foreign publisher has sent
+//	page.go     Request: reads of a log
+//	script.go   how scripts are called; which errors are temporary
+//	*.lua       one per job: append, foreign, read, find, probe; begin stands in front of the
+//	            first four
 package redislog
 
 import (

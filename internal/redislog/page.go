@@ -142,12 +142,14 @@ func parseEntry(item any) (e position.LogEntry, err error) {
 			e.Final = true
 		}
 	}
-	e.Pos.Fingerprint = position.Fingerprint(eventID(e.Event))
+	if id := eventID(e.Event); id != nil {
+		e.Pos.Fingerprint = position.Fingerprint(id)
+	}
 	return e, nil
 }
 
-// eventID gives the id of an event as this bus writes it, nil for anything else. It must find the
-// same as read.lua.
+// eventID gives the id of an event as this bus writes it, nil for one with escapes and for anything
+// else. It must find the same as read.lua.
 func eventID(event []byte) []byte {
 	s, ok := bytes.CutPrefix(event, []byte(`{"id":"`))
 	end := bytes.IndexAny(s, `"\`)

@@ -46,14 +46,17 @@ var (
 	beginSource string
 	//go:embed append.lua
 	appendSource string
+	//go:embed foreign.lua
+	foreignSource string
 	//go:embed read.lua
 	readSource string
 	//go:embed find.lua
 	findSource string
 
-	appendScript = newScript(beginSource + appendSource)
-	readScript   = newScript(beginSource + readSource)
-	findScript   = newScript(beginSource + findSource)
+	appendScript  = newScript(beginSource + appendSource)
+	foreignScript = newScript(beginSource + foreignSource)
+	readScript    = newScript(beginSource + readSource)
+	findScript    = newScript(beginSource + findSource)
 )
 
 // cmd is EVALSHA; with whole, EVAL with the whole text, for a server that does not have the script.
