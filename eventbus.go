@@ -97,7 +97,8 @@ func New(client Client, opts ...Option) (*Bus, error) {
 	b.draining, b.startDrain = life(context.Background())
 	b.commits = commit.New(b.ctx, commit.Config{Log: b.log, Timeout: o.publishTimeout, Spawn: b.spawn})
 	b.feed = feed.New(b.ctx, feed.Config{
-		Log: b.log, Freshness: o.freshness, MaxMessage: o.maxEventSize, Spawn: b.spawn, Warn: b.warn, Unreadable: b.unreadable,
+		Log: b.log, Freshness: o.freshness, MaxMessage: o.maxEventSize, ForeignLog: o.foreignLog,
+		Spawn: b.spawn, Warn: b.warn, Unreadable: b.unreadable, Unlogged: b.unlogged,
 	})
 	b.readers = reader.NewReaders(reader.Config{
 		Feed: b.feed, Log: b.log, Closed: b.ctx, Draining: b.draining, Spawn: b.spawn, Warn: b.warn,
@@ -190,10 +191,11 @@ func (b *Bus) drain() {
 }
 
 // Shutdown ends the bus in order. New publishes, writes and subscriptions get [ErrClosed]. Publishes
-// under way finish, and so does what a [Writer] has taken. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end between
-// two frames, after they have told their clients to come back, spread over some seconds. Shutdown
-// waits for all of them, and then closes the bus. When the context ends first, it closes the bus at
-// once and returns the context's cause.
+// under way finish, and so does what a [Writer] has taken. What a bus with [WithForeignLog] has heard
+// comes into the log. Iterators deliver what there is, and end with [ErrClosed]. SSE streams end
+// between two frames, after they have told their clients to come back, spread over some seconds.
+// Shutdown waits for all of this, and then closes the bus. When the context ends first, it closes the
+// bus at once and returns the context's cause.
 //
 // Shut the bus down first, and a [net/http.Server] then: its Shutdown waits for open streams.
 func (b *Bus) Shutdown(ctx context.Context) error {
@@ -204,6 +206,7 @@ func (b *Bus) Shutdown(ctx context.Context) error {
 	var err error
 	select {
 	case <-b.empty:
+		err = b.feed.Drain(ctx)
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
@@ -339,4 +342,10 @@ func (b *Bus) warn(message string, err error) { b.logs.Warn(message, redislog.Wi
 func (b *Bus) unreadable(err error) {
 	b.stats.unreadable.Add(1)
 	b.warn("skipped what is not an event", err)
+}
+
+// unlogged counts and logs an event of a foreign publisher that cannot come into its log.
+func (b *Bus) unlogged(err error) {
+	b.stats.unreadable.Add(1)
+	b.warn("dropped an event of a foreign publisher", err)
 }

@@ -27,9 +27,10 @@ type options struct {
 
 	publishTimeout time.Duration
 
-	freshness time.Duration
-	sharded   bool
-	logger    *slog.Logger
+	freshness  time.Duration
+	sharded    bool
+	foreignLog bool
+	logger     *slog.Logger
 }
 
 func defaults() options {
@@ -127,6 +128,29 @@ func WithFreshness(d time.Duration) Option { return func(o *options) { o.freshne
 // longer heard, and hear nothing. The default is plain Pub/Sub. [New] returns an error that wraps
 // [ErrUnsupported] where the server or the client cannot do it.
 func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
+
+// WithForeignLog puts the events of foreign publishers into the log. Those are programs that only
+// do PUBLISH <channel> '{event}', without a position. Such an event is then delivered like any
+// other: once, in the order of its channel's log, with a position and a cursor, and again to whoever
+// comes back later. Without the option, who listens gets it live, and it is in no log.
+//
+// A bus hears the channels that it has subscriptions to, and all of some kinds with [Bus.Relay].
+// What no bus hears is lost. All buses on one Redis should agree on the option.
+//
+//   - An event comes into the log of a channel once, however many buses hear it. That goes by its
+//     ID, for 10 minutes: a message with the same ID on the same channel is dropped within that
+//     time, whatever else it says. An ID has 1 to 128 bytes.
+//   - An event that is sent to several channels of a subscription, with the same ID, is delivered
+//     once. In a cluster it can come twice where one of the buses that hear it hears only some of
+//     these channels.
+//   - The member "final": true says that the channel ends with the event, as [PublishOptions].Ends
+//     does. On a project's channel it says nothing. A message on a channel that has ended is
+//     dropped.
+//
+// What Redis refuses for now is tried again in order, for 10 minutes and within 64 MiB. [Bus.Health]
+// fails meanwhile. What cannot come into its log is counted in Stats.Unreadable, and a warning says
+// why.
+func WithForeignLog() Option { return func(o *options) { o.foreignLog = true } }
 
 // WithLogger sets where the bus logs what needs attention. The default is
 // [slog.Default], as it is when [New] is called. Payloads and credentials are never logged.

@@ -21,7 +21,8 @@ type Stats struct {
 	// Gaps counts the gaps that subscriptions were told of.
 	Gaps int64
 	// Unreadable counts messages and log entries that were skipped because they are no events. An
-	// entry counts each time that it is read.
+	// entry counts each time that it is read. With [WithForeignLog] it also counts events of foreign
+	// publishers that could not come into the log.
 	Unreadable int64
 	// Reconnects counts Pub/Sub connections that broke.
 	Reconnects int64

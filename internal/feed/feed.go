@@ -6,7 +6,9 @@
 //	run        1                   gives each channel to the link that carries it
 //	mend       1                   decides which tails are filled when; drops cold tails and links
 //	fill       1 per node at most  reads up to 64 logs in one round trip, and fills their tails
-//	link.run   1 per link          keeps a session with its node: subscribes and pings
+//	foreign    1, with ForeignLog  gives foreign events to the nodes of their logs
+//	settle     1 per node at most  brings up to 64 foreign events into their logs
+//	link.run   1 per link, relay   keeps a session with its node: subscribes and pings
 //	receive    1 per session       reads the connection, and offers its events to the tails
 //	a read     1 per page          reads a page or the end of a log, for the readers of one tail
 //
@@ -14,16 +16,21 @@
 // any more, and receive when its session ends.
 //
 // The feed has one lock, which also guards fields of its links. It is taken before a tail's lock,
-// never while that is held. No call to Redis is made under it.
+// never while that is held. The foreignLog has one of its own, and takes no other under it. No call
+// to Redis is made under a lock.
 //
-//	feed.go  the Feed: its tails and links, and Health
-//	link.go  a Pub/Sub connection: sessions, confirmations, and what it brings
-//	mend.go  fills and comparisons
+//	feed.go     the Feed: its tails and links, and Health
+//	link.go     a Pub/Sub connection: sessions, confirmations, and what it brings
+//	mend.go     fills and comparisons
+//	foreign.go  how foreign events come into their logs
+//	relay.go    a link that hears all channels of some kinds
 package feed
 
 import (
 	"context"
 	"fmt"
+	"iter"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,11 +52,14 @@ type Feed struct {
 	ctx       context.Context // the feed's life
 	pageBytes atomic.Int64    // size of the pages that all tails keep
 
+	foreign *foreignLog // nil unless ForeignLog is set
+
 	Fills, Reconnects atomic.Int64 // how many logs fills have read; how many connections broke
 
-	mu    sync.RWMutex     // guards following, and the fields of links that say so
-	tails map[string]*used // by name
-	links map[string]*link // by node
+	mu     sync.RWMutex     // guards following, and the fields of links that say so
+	tails  map[string]*used // by name
+	links  map[string]*link // by node
+	relays map[*link]bool
 	// carrier is the link of each channel. The name "" stands for no channel. Its link stays when
 	// nobody listens to anything, so that Health always has a connection to judge by.
 	carrier map[string]*link
@@ -76,30 +86,40 @@ type Config struct {
 	Log        *redislog.Log
 	Freshness  time.Duration // how long a tail may be behind before Health fails
 	MaxMessage int           // most bytes of a foreign publisher's message
+	ForeignLog bool          // foreign events come into the log
 	// Spawn starts a goroutine. It must not wait: it is called under the locks of feed and tails.
 	Spawn      func(func())
 	Warn       func(message string, err error)
 	Unreadable func(error) // gets the error for each message or entry that is no event
+	Unlogged   func(error) // gets the error for each foreign event that cannot come into its log
 }
 
 // New makes a feed that lives as long as the context. It does nothing before Start.
 func New(ctx context.Context, c Config) *Feed {
-	return &Feed{
+	f := &Feed{
 		Config: c, ctx: ctx,
 		tails:   make(map[string]*used),
 		links:   make(map[string]*link),
+		relays:  make(map[*link]bool),
 		carrier: make(map[string]*link),
 		stray:   []string{""},
 		wanted:  make(map[*tail.Tail]bool),
 		strays:  pace.NewFlag(),
 		wants:   pace.NewFlag(),
 	}
+	if c.ForeignLog {
+		f.foreign = newForeignLog(f)
+	}
+	return f
 }
 
 // Start begins the feed's work. It is called once.
 func (f *Feed) Start() {
 	f.Spawn(func() { f.run(f.ctx) })
 	f.Spawn(func() { f.mend(f.ctx) })
+	if f.foreign != nil {
+		f.Spawn(func() { f.foreign.run(f.ctx) })
+	}
 }
 
 // Acquire gives a reader the tail of a channel. The reader releases it at its end.
@@ -260,18 +280,21 @@ func (f *Feed) dropCold(now time.Time) {
 }
 
 // Health is nil while the tails are fresh. It fails when, for longer than Freshness, a link has
-// brought nothing or a tail with readers may have been behind.
+// brought nothing, a tail with readers may have been behind, or foreign events wait for their log.
 func (f *Feed) Health() error {
 	bound := f.Freshness
+	if f.foreign != nil {
+		if err := f.foreign.health(bound); err != nil {
+			return err
+		}
+	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	for _, l := range f.links {
-		if silence := l.silence(); silence > bound {
-			err := errSilent
-			if last := l.failing.Load(); last != nil {
-				err = *last
+	for _, links := range []iter.Seq[*link]{maps.Values(f.links), maps.Keys(f.relays)} {
+		for l := range links {
+			if err := l.health(bound); err != nil {
+				return err
 			}
-			return redislog.Error(redislog.ErrUnavailable, fmt.Errorf("nothing received for %s: %w", silence.Round(time.Millisecond), err))
 		}
 	}
 	now := time.Now()

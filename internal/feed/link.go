@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ type link struct {
 	feed   *Feed
 	node   string             // "" for all nodes
 	retire context.CancelFunc // ends run
+	relay  *relay             // nil for a link that brings the channels of tails
 
 	// The feed's lock guards these.
 	client redislog.Client // of the node, or of all nodes
@@ -169,8 +171,24 @@ func (l *link) silence() time.Duration {
 	return time.Duration(time.Now().UnixNano() - l.heard.Load())
 }
 
+// health fails when no connection of the link has brought anything for longer than a bound.
+func (l *link) health(bound time.Duration) error {
+	silence := l.silence()
+	if silence <= bound {
+		return nil
+	}
+	err := errSilent
+	if last := l.failing.Load(); last != nil {
+		err = *last
+	}
+	return redislog.Error(redislog.ErrUnavailable, fmt.Errorf("nothing received for %s: %w", silence.Round(time.Millisecond), err))
+}
+
 // subscribe sends the channels that came or went to Redis, many in one command.
 func (l *link) subscribe(ctx context.Context, pubsub *redis.PubSub) error {
+	if l.relay != nil {
+		return pubsub.PSubscribe(ctx, l.relay.patterns...)
+	}
 	f := l.feed
 	f.mu.Lock()
 	names := l.unsent
@@ -217,7 +235,11 @@ func (l *link) receive(ctx context.Context, pubsub *redis.PubSub) error {
 		l.failing.Store(nil)
 		switch m := message.(type) {
 		case *redis.Message:
-			l.deliver(m.Channel, m.Payload)
+			if l.relay != nil {
+				l.overhear(m.Channel, m.Payload)
+			} else {
+				l.deliver(m.Channel, m.Payload)
+			}
 		case *redis.Subscription:
 			switch m.Kind {
 			case "subscribe", "ssubscribe":
@@ -283,15 +305,29 @@ func (l *link) deliver(name, payload string) {
 	if u == nil {
 		return // the tail was dropped meanwhile
 	}
-	a, err := wire.Decode([]byte(payload))
-	if err == nil && a.Position.IsZero() && len(payload) > f.MaxMessage {
+	ev, ok := f.read(payload)
+	// What comes on the bus's own channel without a position is as live as ever.
+	logs := f.foreign != nil && ev.Position.IsZero() && !strings.HasPrefix(u.tail.Channel, "eventbus:")
+	if logs {
+		u.tail.Heard()
+	}
+	switch {
+	case !ok:
+	case logs:
+		f.foreign.put(u.tail.Channel, name, ev, len(payload))
+	case !u.tail.Offer(ev):
+		f.want(true, u.tail)
+	}
+}
+
+// read decodes a message.
+func (f *Feed) read(payload string) (ev wire.Event, ok bool) {
+	ev, err := wire.Decode([]byte(payload))
+	if err == nil && ev.Position.IsZero() && len(payload) > f.MaxMessage {
 		err = fmt.Errorf("a message of %d bytes, more than %d", len(payload), f.MaxMessage)
 	}
 	if err != nil {
 		f.Unreadable(err)
-		return
 	}
-	if !u.tail.Offer(a) {
-		f.want(true, u.tail)
-	}
+	return ev, err == nil
 }

@@ -90,6 +90,14 @@ func (t *Tail) Cut() {
 	t.pages.clear()
 }
 
+// Heard says that the channel has brought an event that is to come into the log. A comparison may
+// find it there first, if another process has appended it.
+func (t *Tail) Heard() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.finds = 0
+}
+
 // deafAfter is how many finds show that the channel does not bring what is published. After fewer,
 // the messages may still be on their way.
 const deafAfter = 3

@@ -5,7 +5,7 @@
 // of the log is missing. A reader that the ring does not reach back to gets pages of the log. When
 // many readers want the same page, it is read once.
 //
-// The feed makes a tail and fills it (Offer, Cut, Want, Fill). A reader reads it (Begin, Look,
+// The feed makes a tail and fills it (Offer, Heard, Cut, Want, Fill). A reader reads it (Begin, Look,
 // After, Forget). fill.go has a picture of a tail's states.
 //
 // Goroutines: the feed passes in the functions that start them. One goroutine wakes the readers of
@@ -74,7 +74,7 @@ type Tail struct {
 	failing time.Time         // since when the log cannot be read, zero if it can
 
 	// finds counts the fills that found new entries though the tail was whole. A logged event on
-	// the channel sets it to 0, and so does Cut.
+	// the channel sets it to 0, and so do Heard and Cut.
 	finds int
 }
 
