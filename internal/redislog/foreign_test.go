@@ -129,7 +129,7 @@ func TestForeignFinalEndsTheLog(t *testing.T) {
 		require.Equal(t, "1", entryAt(t, client, "run:r", end)["final"])
 		require.Equal(t, end.String(), client.HGet(ctx, producersKey("run:r"), "ended").Val())
 		c := newCommit(t, false, "run:r")
-		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, []*Commit{c})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, alone(c))}))
 		require.ErrorIs(t, c.Records[0].Err, ErrEnded)
 
 		require.NoError(t, client.Del(ctx, producersKey("run:r")).Err())
@@ -145,8 +145,8 @@ func TestForeignAndIdempotentKnowEachOther(t *testing.T) {
 	eachServer(t, func(t *testing.T, client *redis.Client) {
 		ctx, l := context.Background(), newTestLog(client)
 		publish := func(ev wire.Event, channel string) Record {
-			c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: true, Done: make(chan struct{}), Records: []Record{{Channel: channel}}}
-			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, []*Commit{c})}))
+			c := &Commit{ID: ev.ID, Event: ev.AppendJSON(nil), Idempotent: true, Records: []Record{{Channel: channel}}}
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, alone(c))}))
 			require.NoError(t, c.Records[0].Err)
 			return c.Records[0]
 		}
@@ -199,7 +199,7 @@ func TestOddIDsOfForeignEvents(t *testing.T) {
 		odd := sample.Event()
 		odd.ID = "ö"
 		append1(t, l, heard("run:r", odd))
-		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, []*Commit{newCommit(t, false, "run:r")})}))
+		require.Empty(t, l.Send(ctx, []*Call{l.newCall("one", 1, alone(newCommit(t, false, "run:r")))}))
 		m, err := listener.ReceiveMessage(ctx)
 		require.NoError(t, err)
 		ev, err := wire.Decode([]byte(m.Payload))
