@@ -26,6 +26,7 @@ type Stream struct {
 	// Snapshot, if there is one, is called where the reader is due to begin with a snapshot, and at a
 	// gap.
 	Snapshot *Snapshot
+	after    string // the cursor that came with the last snapshot
 	reason   string // of the snapshot that is due
 	gap      *Gap   // the gap that it is to mend, nil at the beginning
 	opened   bool   // there was a frame with a retry field
@@ -155,7 +156,7 @@ func (s *Stream) retryChanged() bool {
 func (s *Stream) render(st step) (frame []byte, ok bool) {
 	s.buf = s.buf[:0]
 	switch {
-	case st.Gap != nil && s.Snapshot != nil && !st.Gap.fresh:
+	case st.Gap != nil && s.Snapshot != nil:
 		s.gap, s.reason = st.Gap, string(st.Gap.Reason)
 		s.ask(s.ctx, s.Snapshot, true)
 		return nil, true
@@ -223,13 +224,17 @@ func (s *Stream) appendSnapshot(f *flight) (frame []byte, ok bool) {
 	}
 	err, gap := f.err, s.gap
 	s.gap = nil
-	if err == nil {
-		err = s.jump(f)
+	// A gap right behind a snapshot means that its cursor is too old, unless another one comes now.
+	old := err == nil && gap != nil && gap.fresh && f.after != "" && f.after == s.after
+	if err == nil && !old {
+		err, s.after = s.jump(f), f.after
 	}
 	if !s.opened {
 		s.buf = append(s.appendRetry(s.buf), '\n')
 	}
 	switch {
+	case old:
+		s.appendGap(gap)
 	case err == nil:
 		s.sent = s.positions(s.sent)
 		s.buf = wire.AppendSnapshot(s.buf, s.cursor(), s.reason, f.state)
