@@ -2,13 +2,18 @@ package tests
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
@@ -16,88 +21,589 @@ import (
 )
 
 // textsIn gives the texts of the messages in a log, in order.
-func textsIn(t testing.TB, rdb redis.UniversalClient, c eventbus.Channel) (texts []string) {
+func textsIn(t testing.TB, rdb redis.Cmdable, c eventbus.Channel) []string {
 	t.Helper()
-	entries, err := rdb.XRange(deadline(t), logKey(c), "-", "+").Result()
-	require.NoError(t, err)
-	for _, e := range entries {
-		var ev eventbus.Event
-		require.NoError(t, ev.UnmarshalJSON([]byte(e.Values["event"].(string))))
+	texts := []string{}
+	for _, e := range readLog(t, rdb, c) {
+		texts = append(texts, e.text)
+	}
+	return texts
+}
+
+// textsOf gives the texts of messages.
+func textsOf(t testing.TB, events []eventbus.Event) []string {
+	t.Helper()
+	texts := []string{}
+	for _, ev := range events {
 		texts = append(texts, text(t, ev))
 	}
 	return texts
 }
 
+// write writes numbered messages.
+func write(t testing.TB, w *eventbus.Writer, project uuid.UUID, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		require.NoError(t, w.Write(deadline(t), message(t, project, fmt.Sprint(i))))
+	}
+}
+
+// writeError gives the WriteError that an error is.
+func writeError(t testing.TB, err error) *eventbus.WriteError {
+	t.Helper()
+	failed, ok := errors.AsType[*eventbus.WriteError](err)
+	require.True(t, ok, "%v", err)
+	return failed
+}
+
+// fieldOf is the first field that an error names.
+func fieldOf(err error) string {
+	if bad, ok := errors.AsType[*eventbus.ValidationError](err); ok {
+		return bad.Fields[0].Field
+	}
+	return ""
+}
+
 func TestWriterKeepsTheOrderOfItsCalls(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
-		w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+		channels := []eventbus.Channel{eventbus.ProjectChannel(project), r}
+		f := follow(t, bus, now(t, bus, channels...))
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: channels[1:]})
 		const n = 2000
-		for i := range n {
-			require.NoError(t, w.Write(ctx, message(t, project, fmt.Sprint(i))))
-		}
+		write(t, w, project, 0, n)
 		_, err := w.Flush(ctx)
 		require.NoError(t, err)
-		for _, c := range []eventbus.Channel{r, eventbus.ProjectChannel(project)} {
+		for _, c := range channels {
 			require.Equal(t, countTo(0, n), textsIn(t, rdb, c))
+		}
+		f.count(n)
+		f.exactly(countTo(0, n), 0)
+		require.EqualValues(t, n, bus.Stats().Published)
+		require.NoError(t, w.Close(ctx))
+	})
+}
+
+// TestWriterOfManyProjects: the projects' logs and the common one have the events in order.
+func TestWriterOfManyProjects(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, r := newBus(t, rdb), deadline(t), run(t)
+		projects := []uuid.UUID{uuid.New(), uuid.New()}
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+		want := map[uuid.UUID][]string{}
+		for i := range 200 {
+			p := projects[i/7%2]
+			write(t, w, p, i, i+1)
+			want[p] = append(want[p], fmt.Sprint(i))
+		}
+		cursor, err := w.Flush(ctx)
+		require.NoError(t, err)
+		require.Equal(t, countTo(0, 200), textsIn(t, rdb, r))
+		for p, texts := range want {
+			require.Equal(t, texts, textsIn(t, rdb, eventbus.ProjectChannel(p)))
+		}
+		last := eventbus.ProjectChannel(projects[199/7%2])
+		write(t, w, projectOf(last), 200, 201)
+		require.NoError(t, w.Close(ctx))
+		f := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{last, r}, After: cursor})
+		f.count(1)
+		f.exactly([]string{"200"}, 0)
+	})
+}
+
+// An asked context says when somebody waits for its end.
+type asked struct {
+	context.Context
+	once sync.Once
+	done chan struct{}
+}
+
+func ask(ctx context.Context) *asked { return &asked{Context: ctx, done: make(chan struct{})} }
+
+func (a *asked) Done() <-chan struct{} {
+	a.once.Do(func() { close(a.done) })
+	return a.Context.Done()
+}
+
+// TestFlushGivesThePlaceBehindWhatWasWritten, and not what was written after the call.
+func TestFlushGivesThePlaceBehindWhatWasWritten(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, ctx, project, r := newBus(t, p.Client(t)), deadline(t), uuid.New(), run(t)
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+	cursor, err := w.Flush(ctx)
+	require.NoError(t, err)
+	require.True(t, cursor.IsZero(), "nothing was written")
+	p.Freeze()
+	var cursors [4]eventbus.Cursor
+	var flushes sync.WaitGroup
+	for i := range cursors {
+		write(t, w, project, 10*i, 10*i+10)
+		waiting := ask(ctx)
+		flushes.Go(func() {
+			var err error
+			cursors[i], err = w.Flush(waiting)
+			assert.NoError(t, err)
+		})
+		<-waiting.done
+	}
+	short, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	_, err = w.Flush(short)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	p.Thaw()
+	flushes.Wait()
+	again, err := w.Flush(ctx)
+	require.NoError(t, err)
+	require.Equal(t, cursors[3], again)
+	write(t, w, project, 40, 41)
+	require.NoError(t, w.Close(ctx))
+	for i, cursor := range cursors {
+		for _, channels := range [][]eventbus.Channel{{r}, {eventbus.ProjectChannel(project), r}} {
+			f := follow(t, bus, eventbus.Subscription{Channels: channels, After: cursor})
+			f.count(31 - 10*i)
+			f.exactly(countTo(10*i+10, 41), 0)
+		}
+	}
+}
+
+func TestWriterNamesWhatIsWrong(t *testing.T) {
+	rdb := onMiniredis(t)
+	bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
+	for field, opts := range map[string]eventbus.WriterOptions{
+		"channels":    {NoProject: true},
+		"channels[1]": {Channels: []eventbus.Channel{r, {}}},
+		"buffer":      {Channels: []eventbus.Channel{r}, Buffer: -1},
+	} {
+		w := bus.NewWriter(opts)
+		_, flushed := w.Flush(ctx)
+		for _, err := range []error{w.Write(ctx, message(t, project, "x")), w.End(ctx, message(t, project, "x")), flushed, w.Close(ctx)} {
+			require.Equal(t, field, fieldOf(err), "%v", err)
+		}
+	}
+	for _, w := range []*eventbus.Writer{{}, new(eventbus.Bus).NewWriter(eventbus.WriterOptions{})} {
+		_, flushed := w.Flush(ctx)
+		for _, err := range []error{w.Write(ctx, message(t, project, "x")), w.End(ctx, message(t, project, "x")), flushed, w.Close(ctx)} {
+			require.ErrorContains(t, err, "was not made by New")
+		}
+	}
+	ends := bus.NewWriter(eventbus.WriterOptions{})
+	require.Equal(t, "channels", fieldOf(ends.End(ctx, message(t, project, "x"))))
+	ends = bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r, eventbus.ProjectChannel(uuid.New())}})
+	require.ErrorContains(t, ends.End(ctx, message(t, project, "x")), "channels[1] is a project's channel, which cannot end")
+	require.Empty(t, rdb.Keys(ctx, "eventbus:*").Val(), "nothing was sent")
+}
+
+// TestWriterRefusesABadEvent, and is as it was.
+func TestWriterRefusesABadEvent(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project, r := newBus(t, rdb, eventbus.WithMaxEventSize(2000), eventbus.WithMaxChannels(2)), deadline(t), uuid.New(), run(t)
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+		write(t, w, project, 0, 1)
+		bad := message(t, project, "x")
+		bad.ID = "no id"
+		for _, put := range []func(context.Context, eventbus.Event) error{w.Write, w.End} {
+			require.Equal(t, "id", fieldOf(put(ctx, bad)))
+			require.ErrorIs(t, put(ctx, message(t, project, strings.Repeat("x", 2000))), eventbus.ErrLimit)
+		}
+		ended, cancel := context.WithCancelCause(ctx)
+		cause := errors.New("the cause")
+		cancel(cause)
+		require.Equal(t, cause, w.Write(ended, message(t, project, "x")))
+		write(t, w, project, 1, 2)
+		require.NoError(t, w.Close(ctx))
+		require.Equal(t, countTo(0, 2), textsIn(t, rdb, r))
+		many := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r, run(t)}})
+		require.ErrorIs(t, many.Write(ctx, message(t, project, "x")), eventbus.ErrLimit)
+	})
+}
+
+// TestWriterKeepsNoMemoryOfItsCaller: who writes may change the payload afterwards.
+func TestWriterKeepsNoMemoryOfItsCaller(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, project := newBus(t, p.Client(t)), uuid.New()
+	p.Freeze()
+	defer p.Thaw()
+	w := bus.NewWriter(eventbus.WriterOptions{})
+	ev := message(t, project, "before")
+	want := ev
+	want.Payload = []byte(string(ev.Payload))
+	require.NoError(t, w.Write(deadline(t), ev))
+	copy(ev.Payload, strings.Repeat("x", len(ev.Payload)))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.Equal(t, []eventbus.Event{want}, writeError(t, w.Close(ended)).Events)
+}
+
+// TestEndIsTheLastEvent of the Writer's channels, while others publish to them.
+func TestEndIsTheLastEvent(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		channels := []eventbus.Channel{run(t), run(t)}
+		var others sync.WaitGroup
+		for i := range 4 {
+			others.Go(func() {
+				for {
+					_, err := bus.PublishWith(ctx, message(t, project, "other"), eventbus.PublishOptions{Channels: channels[i%2 : i%2+1], NoProject: i < 2})
+					if err != nil {
+						assert.ErrorIs(t, err, eventbus.ErrEnded)
+						return
+					}
+				}
+			})
+		}
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: channels})
+		write(t, w, project, 0, 300)
+		require.NoError(t, w.End(ctx, message(t, project, "300")))
+		others.Wait()
+		for _, c := range channels {
+			texts := textsIn(t, rdb, c)
+			require.Equal(t, "300", texts[len(texts)-1])
+			entries := rdb.XRevRangeN(ctx, logKey(c), "+", "-", 1).Val()
+			require.Equal(t, "1", entries[0].Values["final"])
+		}
+		entries := rdb.XRange(ctx, logKey(eventbus.ProjectChannel(project)), "-", "+").Val()
+		require.NotContains(t, entries[len(entries)-1].Values, "final", "the project goes on")
+		for _, err := range []error{w.Write(ctx, message(t, project, "x")), w.End(ctx, message(t, project, "x"))} {
+			require.ErrorIs(t, err, eventbus.ErrClosed)
+			require.EqualError(t, err, "eventbus: write: the writer is closed")
+		}
+		require.NoError(t, w.Close(ctx))
+		cursor, err := w.Flush(ctx)
+		require.NoError(t, err)
+		require.False(t, cursor.IsZero())
+	})
+}
+
+// TestALastingErrorStopsTheWriter: every later call returns the same error, with all that is not in
+// its logs, in order. Another Writer goes on with that.
+func TestALastingErrorStopsTheWriter(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		for name, broken := range map[string]struct {
+			stop, mend func(ctx context.Context, r eventbus.Channel)
+			is         error
+			contains   string
+		}{
+			"no log": {
+				stop:     func(ctx context.Context, r eventbus.Channel) { rdb.Set(ctx, logKey(r), "no log", 0) },
+				mend:     func(ctx context.Context, r eventbus.Channel) { rdb.Del(ctx, logKey(r)) },
+				contains: "WRONGTYPE",
+			},
+			"ended": {
+				stop: func(ctx context.Context, r eventbus.Channel) {
+					ev := message(t, uuid.New(), "the end")
+					_, err := newBus(t, rdb).PublishWith(ctx, ev, eventbus.PublishOptions{Channels: []eventbus.Channel{r}, Ends: []eventbus.Channel{r}})
+					require.NoError(t, err)
+				},
+				mend: func(ctx context.Context, r eventbus.Channel) {
+					rdb.Del(ctx, logKey(r), "eventbus:producers:{"+r.String()+"}")
+				},
+				is: eventbus.ErrEnded, contains: "has ended",
+			},
+		} {
+			bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
+			w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 100})
+			write(t, w, project, 0, 10)
+			_, err := w.Flush(ctx)
+			require.NoError(t, err)
+			broken.stop(ctx, r)
+			n := 10
+			for err = nil; err == nil; n++ {
+				err = w.Write(ctx, message(t, project, fmt.Sprint(n)))
+			}
+			failed := writeError(t, err)
+			require.ErrorContains(t, failed, broken.contains)
+			if broken.is != nil {
+				require.ErrorIs(t, failed, broken.is)
+			}
+			require.Equal(t, countTo(10, n-1), textsOf(t, failed.Events), name)
+			_, flushed := w.Flush(ctx)
+			bad := message(t, project, "x")
+			bad.ID = ""
+			for _, err := range []error{w.Write(ctx, message(t, project, "x")), w.Write(ctx, bad), flushed, w.End(ctx, bad), w.Close(ctx), w.Close(ctx)} {
+				require.Same(t, failed, err)
+			}
+			broken.mend(ctx, r)
+			next := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+			for _, ev := range failed.Events {
+				require.NoError(t, next.Write(ctx, ev))
+			}
+			require.NoError(t, next.Close(ctx))
+			require.Equal(t, countTo(10, n-1), textsIn(t, rdb, r), name)
+			all := textsIn(t, rdb, eventbus.ProjectChannel(project))
+			require.Equal(t, countTo(0, n-1), all, name)
 		}
 	})
 }
 
-// BenchmarkWriter
-func BenchmarkWriter(b *testing.B) {
-	rdb := redis.NewClient(&redis.Options{Addr: redistest.Start(b).Addr})
-	b.Cleanup(func() { _ = rdb.Close() })
-	bus, ctx, project := newBus(b, rdb), context.Background(), uuid.New()
-	r, err := eventbus.NewChannel("run", uuid.NewString())
-	require.NoError(b, err)
-	ev := message(b, project, strings.Repeat("x", 1))
-	raw, err := ev.MarshalJSON()
-	require.NoError(b, err)
-	script, name := redis.NewScript(appendSource(b)), "run:"+uuid.UUID{1}.String()
-	require.NoError(b, script.Load(ctx, rdb).Err())
-	calls := 0
-	args := func() ([]string, []any) {
-		calls++
-		return []string{"eventbus:log:{" + name + "}", "eventbus:producers:{" + name + "}"},
-			[]any{1, "p", calls, "PUBLISH", 600_000, name, 10_000, 64 << 20, 86_400_000, 0, 1, "1", raw}
+// TestAFullBufferMakesWriteWait: until there is room, or the context ends, or the Writer does.
+func TestAFullBufferMakesWriteWait(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, ctx, project, r := newBus(t, p.Client(t), eventbus.WithMaxEventSize(8<<20)), deadline(t), uuid.New(), run(t)
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 4})
+	full := func(ev eventbus.Event) {
+		t.Helper()
+		short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, w.Write(short, ev), context.DeadlineExceeded)
 	}
-	const batch = 4096
-	var ours, hand, piped time.Duration
-	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true})
-	n := 0
-	for b.Loop() {
-		began := time.Now()
-		for range batch {
-			if err := w.Write(ctx, ev); err != nil {
-				b.Fatal(err)
+	p.Freeze()
+	write(t, w, project, 0, 4)
+	full(message(t, project, "not taken"))
+	waiting := ask(ctx)
+	written := make(chan error)
+	go func() { written <- w.Write(waiting, message(t, project, "4")) }()
+	<-waiting.done
+	p.Thaw()
+	require.NoError(t, <-written)
+	require.NoError(t, w.Close(ctx))
+	require.Equal(t, countTo(0, 5), textsIn(t, s.Client(t), r))
+
+	r = run(t)
+	w = bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+	p.Freeze()
+	large, huge := message(t, project, strings.Repeat("x", 1<<20)), message(t, project, strings.Repeat("x", 5<<20))
+	for range 3 {
+		require.NoError(t, w.Write(ctx, large))
+	}
+	full(large)
+	full(huge)
+	p.Thaw()
+	_, err := w.Flush(ctx)
+	require.NoError(t, err)
+	p.Freeze()
+	require.NoError(t, w.Write(ctx, huge), "a single one may be larger")
+	full(message(t, project, "small"))
+	go func() { written <- w.Write(ctx, message(t, project, "behind")) }()
+	go func() { written <- w.Write(ctx, message(t, project, "behind")) }()
+	closing, cancel := context.WithCancel(ctx)
+	closed := make(chan error)
+	go func() { closed <- w.Close(closing) }()
+	for range 2 {
+		require.ErrorIs(t, <-written, eventbus.ErrClosed)
+	}
+	cancel()
+	require.Len(t, writeError(t, <-closed).Events, 1)
+	p.Thaw()
+}
+
+// TestEndDoesNotWaitForRoom: nothing can come between it and the end of the Writer.
+func TestEndDoesNotWaitForRoom(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, ctx, project, r := newBus(t, p.Client(t)), deadline(t), uuid.New(), run(t)
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 1})
+	p.Freeze()
+	write(t, w, project, 0, 1)
+	waiting, written := ask(ctx), make(chan error)
+	go func() { written <- w.Write(waiting, message(t, project, "too late")) }()
+	<-waiting.done
+	ended := make(chan error)
+	go func() { ended <- w.End(ctx, message(t, project, "1")) }()
+	require.ErrorIs(t, <-written, eventbus.ErrClosed)
+	p.Thaw()
+	require.NoError(t, <-ended)
+	require.Equal(t, countTo(0, 2), textsIn(t, s.Client(t), r))
+}
+
+// TestCloseGivesUp what is not in its logs when its context ends. Publishing that again, with
+// whatever of the bus, waits for the call on the wire, and brings nothing twice.
+func TestCloseGivesUp(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	for name, again := range map[string]func(ctx context.Context, bus *eventbus.Bus, r eventbus.Channel, events []eventbus.Event) error{
+		"another Writer": func(ctx context.Context, bus *eventbus.Bus, r eventbus.Channel, events []eventbus.Event) error {
+			w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 7})
+			for _, ev := range events {
+				if err := w.Write(ctx, ev); err != nil {
+					return err
+				}
 			}
-		}
+			return w.Close(ctx)
+		},
+		"Publish": func(ctx context.Context, bus *eventbus.Bus, r eventbus.Channel, events []eventbus.Event) error {
+			for _, ev := range events {
+				if err := bus.Publish(ctx, ev, r); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bus, ctx, project, r := newBus(t, p.Client(t)), deadline(t), uuid.New(), run(t)
+			w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+			write(t, w, project, 0, 10)
+			_, err := w.Flush(ctx)
+			require.NoError(t, err)
+			calls := commandCalls(t, s.Client(t), "evalsha")
+			p.Freeze()
+			write(t, w, project, 10, 300)
+			ended, cancel := context.WithCancelCause(ctx)
+			cause := errors.New("the cause")
+			cancel(cause)
+			failed := writeError(t, w.Close(ended))
+			require.ErrorIs(t, failed, cause)
+			require.Equal(t, countTo(10, 300), textsOf(t, failed.Events))
+			require.Same(t, failed, w.Close(ctx))
+			done := make(chan error)
+			waiting := ask(ctx)
+			go func() { done <- again(waiting, bus, r, failed.Events) }()
+			<-waiting.done
+			p.Thaw()
+			require.NoError(t, <-done)
+			require.Greater(t, commandCalls(t, s.Client(t), "evalsha"), calls)
+			for _, c := range []eventbus.Channel{r, eventbus.ProjectChannel(project)} {
+				require.Equal(t, countTo(0, 300), textsIn(t, s.Client(t), c))
+			}
+		})
+	}
+}
+
+// TestShutdownFlushesWriters: what they have taken is in its logs, and they take no more.
+func TestShutdownFlushesWriters(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr)
+	bus, ctx, project, r := newBus(t, p.Client(t)), deadline(t), uuid.New(), run(t)
+	idle := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}})
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 300})
+	p.Freeze()
+	write(t, w, project, 0, 300)
+	require.Equal(t, 1, bus.Stats().Active)
+	waiting, written := ask(ctx), make(chan error)
+	go func() { written <- w.Write(waiting, message(t, project, "waits")) }()
+	<-waiting.done
+	over := make(chan error)
+	go func() { over <- bus.Shutdown(ctx) }()
+	require.ErrorIs(t, <-written, eventbus.ErrClosed)
+	for _, w := range []*eventbus.Writer{idle, w} {
+		require.Equal(t, eventbus.ErrClosed, w.Write(ctx, message(t, project, "late")))
+		require.Equal(t, eventbus.ErrClosed, w.End(ctx, message(t, project, "late")))
+	}
+	p.Thaw()
+	require.NoError(t, <-over)
+	require.Equal(t, countTo(0, 300), textsIn(t, s.Client(t), r))
+	require.NoError(t, w.Close(ctx))
+	cursor, err := w.Flush(ctx)
+	require.NoError(t, err)
+	require.False(t, cursor.IsZero())
+	require.NoError(t, idle.Close(ctx))
+}
+
+// TestTheEndOfTheBusStopsWriters at once, also while Redis does not answer.
+func TestTheEndOfTheBusStopsWriters(t *testing.T) {
+	s := redistest.Start(t)
+	for name, end := range map[string]func(bus *eventbus.Bus) error{
+		"Close": (*eventbus.Bus).Close,
+		"Shutdown": func(bus *eventbus.Bus) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			require.ErrorIs(t, bus.Shutdown(ctx), context.DeadlineExceeded)
+			return nil
+		},
+	} {
+		p := redistest.StartProxy(t, s.Addr)
+		bus, ctx, project := newBus(t, p.Client(t)), deadline(t), uuid.New()
+		w := bus.NewWriter(eventbus.WriterOptions{})
+		p.Freeze()
+		write(t, w, project, 0, 300)
+		waiting, flushed := ask(ctx), make(chan error)
+		go func() {
+			_, err := w.Flush(waiting)
+			flushed <- err
+		}()
+		<-waiting.done
+		require.NoError(t, end(bus), name)
+		failed := writeError(t, <-flushed)
+		require.ErrorIs(t, failed, eventbus.ErrClosed)
+		require.Equal(t, countTo(0, 300), textsOf(t, failed.Events))
+		require.Same(t, failed, w.Write(ctx, message(t, project, "x")))
+		require.Same(t, failed, w.Close(ctx))
+		p.Thaw()
+	}
+}
+
+// TestIdleWritersHoldNoGoroutine, so that a program may have one for each run.
+func TestIdleWritersHoldNoGoroutine(t *testing.T) {
+	rdb := onMiniredis(t)
+	bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
+	publish(t, bus, project, []eventbus.Channel{r}, "starts the workers")
+	before := runtime.NumGoroutine()
+	writers := make([]*eventbus.Writer, 1000)
+	for i := range writers {
+		writers[i] = bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true})
+		write(t, writers[i], project, i, i+1)
+	}
+	for _, w := range writers {
 		_, err := w.Flush(ctx)
-		require.NoError(b, err)
-		ours += time.Since(began)
-		began = time.Now()
-		for range batch / 16 {
-			keys, args := args()
-			require.NoError(b, script.EvalSha(ctx, rdb, keys, args...).Err())
-		}
-		hand += time.Since(began) * 16
-		began = time.Now()
-		for range batch / 64 {
-			pipe := rdb.Pipeline()
-			for range 64 {
-				keys, args := args()
-				script.EvalSha(ctx, pipe, keys, args...)
-			}
-			_, err := pipe.Exec(ctx)
-			require.NoError(b, err)
-		}
-		piped += time.Since(began)
-		n += batch
+		require.NoError(t, err)
 	}
-	b.ReportMetric(float64(n)/ours.Seconds(), "events/s")
-	b.ReportMetric(hand.Seconds()/ours.Seconds(), "ratio-byhand")
-	b.ReportMetric(piped.Seconds()/ours.Seconds(), "ratio-piped")
-	b.ReportMetric(float64(len(raw)), "bytes")
-	b.ReportMetric(0, "ns/op")
+	eventually(t, "their goroutines have ended", func() bool { return runtime.NumGoroutine() < before+50 })
+	require.Zero(t, bus.Stats().Active)
+	require.EqualValues(t, 1001, rdb.XLen(ctx, logKey(r)).Val())
+	runtime.KeepAlive(writers)
+}
+
+// TestAThousandWritersShareCalls, as publishes do.
+func TestAThousandWritersShareCalls(t *testing.T) {
+	rdb := redistest.Start(t).Client(t)
+	bus, ctx := newBus(t, rdb), deadline(t)
+	const writers, rounds = 1000, 20
+	runs := make([]eventbus.Channel, writers)
+	var all sync.WaitGroup
+	var written atomic.Int64
+	for i := range runs {
+		runs[i] = run(t)
+		all.Go(func() {
+			w := bus.NewWriter(eventbus.WriterOptions{Channels: runs[i : i+1], NoProject: true})
+			for n := range rounds {
+				assert.NoError(t, w.Write(ctx, message(t, uuid.New(), fmt.Sprint(n))))
+				_, err := w.Flush(ctx) // Each Writer has one event under way, as with tokens that come slowly.
+				assert.NoError(t, err)
+				written.Add(1)
+			}
+			assert.NoError(t, w.Close(ctx))
+		})
+	}
+	all.Wait()
+	for _, r := range runs {
+		require.Equal(t, countTo(0, rounds), textsIn(t, rdb, r))
+	}
+	calls := commandCalls(t, rdb, "evalsha")
+	t.Logf("%d events in %d calls", written.Load(), calls)
+	require.Less(t, calls, writers*rounds/4)
+	require.EqualValues(t, writers*rounds, bus.Stats().Published)
+}
+
+// TestWriterIsSafeForConcurrentUse: each goroutine's events keep their order.
+func TestWriterIsSafeForConcurrentUse(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true, Buffer: 20})
+		var all sync.WaitGroup
+		for g := range 10 {
+			all.Go(func() {
+				for i := range 100 {
+					assert.NoError(t, w.Write(ctx, message(t, project, fmt.Sprint(g, " ", i))))
+					if i%10 == 0 {
+						_, err := w.Flush(ctx)
+						assert.NoError(t, err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		require.NoError(t, w.Close(ctx))
+		next := make(map[int]int)
+		for _, text := range textsIn(t, rdb, r) {
+			var g, i int
+			_, err := fmt.Sscan(text, &g, &i)
+			require.NoError(t, err)
+			require.Equal(t, next[g], i)
+			next[g]++
+		}
+		require.Len(t, next, 10)
+	})
 }

@@ -180,7 +180,7 @@ func (l *Log) settle(c *Call, cmd *redis.Cmd) *Call {
 		}
 	}
 	before := c.Open()
-	c.Batches = slices.DeleteFunc(c.Batches, (*Batch).finish)
+	c.Batches = slices.DeleteFunc(c.Batches, func(b *Batch) bool { return b.finish(c.Lost) })
 	return l.rest(c, before)
 }
 

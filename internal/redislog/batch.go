@@ -2,6 +2,7 @@ package redislog
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -63,8 +64,8 @@ func (c *Commit) close() {
 }
 
 // A Batch is what one caller publishes at once: events for the same logs, one behind the other. All
-// of it is in the same call, so each log has the events in their order, and where one fails, none
-// behind it is in that log either.
+// of it is in the same call, so each log has the events in their order. Where one of them fails for
+// good, none behind it comes into that log.
 type Batch struct {
 	Commits []*Commit             // the ones that are not closed
 	Done    chan struct{}         // closed when all commits are
@@ -73,27 +74,32 @@ type Batch struct {
 	Failing atomic.Pointer[error] // why the last attempt has failed
 }
 
-// finish closes the commits that are settled, and reports whether all are.
-func (b *Batch) finish() bool {
-	open := b.Commits[:0]
-	for _, c := range b.Commits {
-		if c.Settled() {
+// finish closes the commits that are settled, and reports whether all are. If one of them has failed
+// for good, the rest is given up. But after a lost attempt it is not, as all of the call is repeated.
+func (b *Batch) finish(lost bool) bool {
+	failed := false
+	b.Commits = slices.DeleteFunc(b.Commits, func(c *Commit) bool {
+		settled := c.Settled()
+		if settled {
 			c.close()
-			continue
 		}
-		open = append(open, c)
 		for i := range c.Records {
 			if err := c.Records[i].Err; err != nil {
+				failed = failed || settled
 				b.Failing.Store(&err)
 			}
 		}
-	}
-	clear(b.Commits[len(open):])
-	b.Commits = open
-	if len(open) == 0 {
+		return settled
+	})
+	switch {
+	case failed && !lost:
+		b.giveUp()
+	case len(b.Commits) == 0:
 		close(b.Done)
+	default:
+		return false
 	}
-	return len(open) == 0
+	return true
 }
 
 // giveUp closes all commits. They keep the error of the last attempt.
