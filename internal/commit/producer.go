@@ -161,21 +161,20 @@ func (q *commitQueue) work(ctx context.Context) {
 
 // settle sends calls until their batches are done or given up. began is the time of the first
 // attempt. With part, it gives the rest back in three cases: a part is done, Redis refuses all calls
-// because it moves their slots, or only Writers still wait.
+// because it moves their slots, or only Writers still wait for one. They wait for so long that a
+// worker would be missing.
 func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redislog.Call, part bool) (left []*redislog.Call) {
 	var retry pace.Backoff
 	for {
 		before := open(calls)
 		calls = q.Log.Send(ctx, calls)
 		tried := time.Since(began)
-		tiring := tried > q.Timeout/2
-		calls = q.giveUp(calls, tried > commitPatience, tiring)
+		calls = q.giveUp(calls, tried > commitPatience, tried > q.Timeout/2)
 		if len(calls) == 0 {
 			return nil
 		}
 		moving := !slices.ContainsFunc(calls, func(c *redislog.Call) bool { return !c.Moving })
-		patient := tiring && slices.ContainsFunc(calls, func(c *redislog.Call) bool { return !c.Lost })
-		if part && (moving || patient || open(calls) < before) {
+		if part && (moving || open(calls) < before || slices.ContainsFunc(calls, patient)) {
 			return calls
 		}
 		q.Retries.Add(1)
@@ -185,6 +184,11 @@ func (q *commitQueue) settle(ctx context.Context, began time.Time, calls []*redi
 			return nil
 		}
 	}
+}
+
+// patient reports whether only Writers wait for a call that certainly has not run.
+func patient(c *redislog.Call) bool {
+	return !c.Lost && !slices.ContainsFunc(c.Batches, func(b *redislog.Batch) bool { return !b.Patient.Load() })
 }
 
 func open(calls []*redislog.Call) (n int) {
