@@ -195,7 +195,7 @@ func TestMaxLogBytesIsNotNegative(t *testing.T) {
 func TestStreamEnds(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		bus, a, b := newBus(t, rdb), run(t), run(t)
-		server := serve(t, handler(bus, asked(a, b)))
+		server := serve(t, handler(bus, byQuery(a, b)))
 		s, typed := joined(t, server), joined(t, server, query("type", "issue.*"))
 		tokens(t, bus, a, "1")
 		tokens(t, bus, b, "2")
@@ -216,7 +216,7 @@ func TestStreamEnds(t *testing.T) {
 
 		// A client that was away gets the rest first, then stream.live, then the ends.
 		for name, bus := range map[string]*eventbus.Bus{"warm": bus, "another process": newBus(t, rdb)} {
-			back := joined(t, serve(t, handler(bus, asked(a, b))), lastEventID(id))
+			back := joined(t, serve(t, handler(bus, byQuery(a, b))), lastEventID(id))
 			back.expect("4", "5")
 			require.Equal(t, `{"replayed":2}`, back.own("stream.live"), name)
 			ends := []string{back.own("stream.end"), back.own("stream.end")}
@@ -277,7 +277,7 @@ func TestEndIsSeenAfterAFailureOfTheLink(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server.Addr)
 	bus, publisher, a, b := newBus(t, proxy.Client(t), quiet()), newBus(t, server.Client(t)), run(t), run(t)
-	s := joined(t, serve(t, handler(bus, asked(a, b))))
+	s := joined(t, serve(t, handler(bus, byQuery(a, b))))
 	tokens(t, publisher, a, "1")
 	s.expect("1")
 	proxy.SetRefuse(true)

@@ -49,8 +49,8 @@ func history(t testing.TB, bus *eventbus.Bus, sub eventbus.Subscription) (texts 
 	return texts, last
 }
 
-// asked serves a stream as its query says: last, follow=no, and type.
-func asked(channels ...eventbus.Channel) func(*http.Request) (eventbus.Subscription, error) {
+// byQuery serves a stream as its query says: last, follow=no, and type.
+func byQuery(channels ...eventbus.Channel) func(*http.Request) (eventbus.Subscription, error) {
 	return func(r *http.Request) (eventbus.Subscription, error) {
 		last, _ := strconv.Atoi(r.URL.Query().Get("last"))
 		return eventbus.Subscription{
@@ -151,7 +151,7 @@ func TestLastReachesBackToTheOldestWithoutAGap(t *testing.T) {
 			texts, _ := history(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{r}, Last: last, NoFollow: true})
 			require.Equal(t, want, texts, last)
 		}
-		server := serve(t, handler(bus, asked(r)))
+		server := serve(t, handler(bus, byQuery(r)))
 		s := joined(t, server, query("last", "2"))
 		s.expect("8", "9")
 		require.Equal(t, `{"replayed":2}`, s.own("stream.live"))
@@ -197,7 +197,7 @@ func TestNoFollowOverSSEEndsWithLive(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		bus, r := newBus(t, rdb), run(t)
 		tokens(t, bus, r, "1", "2", "3")
-		s := joined(t, serve(t, handler(bus, asked(r))), query("last", "2"), query("follow", "no"))
+		s := joined(t, serve(t, handler(bus, byQuery(r))), query("last", "2"), query("follow", "no"))
 		s.expect("2", "3")
 		require.Equal(t, `{"replayed":2}`, s.own("stream.live"))
 		require.Empty(t, s.rest())
@@ -215,7 +215,7 @@ func TestLiveComesOnceAndBehindWhatTheLogsHad(t *testing.T) {
 			if name == "two" {
 				channels = append(channels, run(t))
 			}
-			server := serve(t, handler(bus, asked(channels...)))
+			server := serve(t, handler(bus, byQuery(channels...)))
 			s := joined(t, server)
 			require.Equal(t, `{"replayed":0}`, s.own("stream.live"), name)
 			at := s.LastEventID
@@ -233,7 +233,7 @@ func TestLiveComesOnceAndBehindWhatTheLogsHad(t *testing.T) {
 
 			require.NoError(t, rdb.XTrimMaxLen(deadline(t), logKey(a), 1).Err())
 			cold := newBus(t, rdb)
-			gapped := joined(t, serve(t, handler(cold, asked(channels...))), lastEventID(at))
+			gapped := joined(t, serve(t, handler(cold, byQuery(channels...))), lastEventID(at))
 			g, _ := gapped.gap()
 			require.Equal(t, "trimmed", g.Reason)
 			gapped.expect("4")
@@ -246,7 +246,7 @@ func TestLiveComesOnceAndBehindWhatTheLogsHad(t *testing.T) {
 func TestLiveIsExactBehindAPublish(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		publisher, bus, r := newBus(t, rdb), newBus(t, rdb), run(t)
-		server := serve(t, handler(bus, asked(r)))
+		server := serve(t, handler(bus, byQuery(r)))
 		warm := joined(t, server)
 		at := warm.LastEventID
 		for i := range 100 {
@@ -262,7 +262,7 @@ func TestLiveIsExactBehindAPublish(t *testing.T) {
 func TestResumeDoesNotWaitForARedisThatIsAway(t *testing.T) {
 	proxy := redistest.StartProxy(t, redistest.Start(t).Addr)
 	bus, r := newBus(t, proxy.Client(t), quiet()), run(t)
-	streams := serve(t, handler(bus, asked(r)))
+	streams := serve(t, handler(bus, byQuery(r)))
 	s := joined(t, streams)
 	at := s.LastEventID
 	tokens(t, bus, r, "1")
