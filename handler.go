@@ -58,6 +58,14 @@ var (
 //		}, nil
 //	}))
 //
+// Check there that what the request names is there, and is this user's. To listen to a channel makes
+// its log: each name that authorize lets through costs Redis about 550 bytes, until its life ends (see
+// [WithRetention]).
+//
+// A client that comes back with a cursor at the end of channels that have all ended is answered with
+// 204: an EventSource does not come back then. When Subscription.Snapshot fails as a stream is to
+// begin, its error decides the answer as one of authorize does, and any other is a soft refusal.
+//
 // EventSource sends cookies, but no headers of yours. Its Last-Event-ID resumes the stream, or
 // ?last_event_id= where it cannot set headers. The header takes precedence. When the bus cannot
 // serve now, an EventSource gets a soft refusal: status 200, a time to come back at, and the end.

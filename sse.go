@@ -85,16 +85,26 @@ func streamError(err error) error {
 // ignored: end the context, or call [Bus.Revoke].
 //
 // The first frame has the retry time, and the cursor at which the stream begins. An event is a
-// block with its cursor, its type and its JSON, to which the member channel is added. A gap is an
-// event "stream.gap"; its data is
-// {"channel":"project:<uuid>","reason":"trimmed","from":"<position>"}, where reason is a
-// [GapReason], and from is "" where that is not known. When nothing was written for the keepalive
-// time, there is a frame with a comment, or with the cursor if that has moved.
+// block with its cursor, its type and its JSON, to which the member channel is added. When nothing
+// was written for the keepalive time, there is a frame with a comment, or with the cursor if that has
+// moved. These events are the stream's own; Types never hide them:
 //
-// Nothing happens before the range begins. The walk ends with an error, alone and last. Before the
-// first frame it is a wrong option, a [*LimitError], or a [*ValidationError] for the subscription.
-// Later it is the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there
-// is one more frame, which tells the client when to come back. While Redis is away, the walk waits.
+//   - stream.gap {"channel","reason","from"}: events are missing here. reason is a [GapReason], and
+//     from the position behind which they are missing, or "".
+//   - stream.snapshot {"reason","state"}: the answer of Subscription.Snapshot, as of this cursor. It
+//     replaces all that the client knows. reason is "joined", or the gap's. A stream that begins with
+//     it has no cursor before it. A gap follows it where the logs do not reach back to its cursor.
+//   - stream.live {"replayed"}, once: what was in the logs when the stream began has all been sent,
+//     that many events. With NoFollow the walk ends with it.
+//   - stream.end {"channel"}: the channel has ended, see [PublishOptions].Ends. It comes after the
+//     channel's last event, whichever channel that was delivered from, and after stream.live. After
+//     the end of the last channel the walk ends.
+//
+// Nothing happens before the range begins. A walk that comes to its end has no error. Any other ends
+// with an error, alone and last. Before the first frame it is a wrong option, a [*LimitError], a
+// [*ValidationError] for the subscription, or one that wraps what Snapshot has returned. Later it is
+// the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there is one more
+// frame, which tells the client when to come back. While Redis is away, the walk waits.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		o, err := newSSEOptions(opts)
