@@ -31,18 +31,26 @@ func entryAt(seq int64) position.LogEntry {
 	return position.LogEntry{Pos: p, Event: ev.AppendJSON(nil)}
 }
 
-// readerOf makes a reader of tails that are whole up to number 0, with logs that read gives pages of.
+// readerOf makes a reader of tails that nobody has filled, with logs that read gives pages of.
 func readerOf(t *testing.T, read func(tail.Request) *position.Page, names ...string) *Reader {
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}, Closed: context.Background(), Draining: context.Background(),
 		Spawn: func(f func()) { go f() }, Warn: func(string, error) {}}), waiter: pace.NewFlag(), key: position.NewKey(names)}
 	for _, name := range names {
 		tl := tail.New(name, name, new(atomic.Int64), func(err error) { t.Error(err) }, func(f func()) { go f() },
 			func(q tail.Request, done func(*position.Page, error)) { go func() { done(read(q), nil) }() })
-		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: at(0)}, true))
-		l := &lane{tail: tl, place: tail.Place{Waiter: r.waiter}}
-		tl.Begin(&l.place)
-		r.lanes = append(r.lanes, l)
+		r.lanes = append(r.lanes, &lane{tail: tl, place: tail.Place{Waiter: r.waiter}})
 	}
+	return r
+}
+
+// liveReaderOf makes a reader that stands at the ends of its tails, at number 0.
+func liveReaderOf(t *testing.T, read func(tail.Request) *position.Page, names ...string) *Reader {
+	r := readerOf(t, read, names...)
+	for _, l := range r.lanes {
+		require.True(t, l.tail.Fill(l.tail.Want(), &position.Page{Last: at(0)}, true))
+		l.tail.Begin(&l.place)
+	}
+	r.live = true
 	return r
 }
 
@@ -75,8 +83,7 @@ func TestNoFollowLeavesOutWhatComesMeanwhile(t *testing.T) {
 
 // TestTheEndWaitsForTheLaneThatDeliversTheLastEvent: the other channel's message is still on its way.
 func TestTheEndWaitsForTheLaneThatDeliversTheLastEvent(t *testing.T) {
-	r := readerOf(t, nil, "project:p", "run:a")
-	r.live = true
+	r := liveReaderOf(t, nil, "project:p", "run:a")
 	last := eventAt(1)
 	in := last
 	in.Also, in.Final = "project:p@1000-1", true
@@ -108,8 +115,7 @@ func TestTheEndWaitsForTheLaneThatDeliversTheLastEvent(t *testing.T) {
 // TestAnEndThatWasLostIsSaidAgain: a new master lacks the last event. What follows is delivered, and
 // the log's new end, too.
 func TestAnEndThatWasLostIsSaidAgain(t *testing.T) {
-	r := readerOf(t, func(q tail.Request) *position.Page { return &position.Page{Last: at(0), Asked: q.From} }, "run:a", "run:b")
-	r.live = true
+	r := liveReaderOf(t, func(q tail.Request) *position.Page { return &position.Page{Last: at(0), Asked: q.From} }, "run:a", "run:b")
 	last := eventAt(1)
 	last.Final = true
 	tl := r.lanes[0].tail
