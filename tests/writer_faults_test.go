@@ -162,6 +162,27 @@ func TestFullMemoryStopsNoWriter(t *testing.T) {
 	require.NoError(t, bus.Publish(ctx, message(t, project, "taken"), channels[0]))
 }
 
+// TestAWriterThatMayNotRing: its events come into the log, but Redis refuses to publish them. That
+// stops the Writer, and its error has only the events that are in no log.
+func TestAWriterThatMayNotRing(t *testing.T) {
+	rdb := redistest.Start(t).Client(t)
+	bus, ctx, project, r := newBus(t, rdb), deadline(t), uuid.New(), run(t)
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true})
+	write(t, w, project, 0, 10)
+	_, err := w.Flush(ctx)
+	require.NoError(t, err)
+	require.NoError(t, rdb.Do(ctx, "acl", "setuser", "default", "resetchannels").Err())
+	n := 10
+	for err = nil; err == nil; n++ {
+		err = w.Write(ctx, message(t, project, fmt.Sprint(n)))
+	}
+	failed := writeError(t, err)
+	require.ErrorContains(t, failed, "not all of its publish has run")
+	in := textsIn(t, rdb, r)
+	require.Greater(t, len(in), 10)
+	require.Equal(t, countTo(0, n-1), append(in, textsOf(t, failed.Events)...))
+}
+
 // TestSentinelReplacesTheMasterOfAWriter: what the Writer sends afterwards is in the new master's log
 // once, in order, behind what the replica had.
 func TestSentinelReplacesTheMasterOfAWriter(t *testing.T) {

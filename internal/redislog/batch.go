@@ -12,12 +12,12 @@ import (
 // A Record is a commit's part for one log: the event's way into it, and what became of it.
 type Record struct {
 	Channel     string
-	Final       bool              // the log ends with the event
 	Fingerprint uint16            // fingerprint of the event
-	Pos         position.Position // where the event is; zero while that is not known
+	Final       bool              // the log ends with the event
 	Again       bool              // the log had the event before this publish
-	Err         error             // why the last attempt has failed
 	Sure        bool              // Err makes certain that the log does not have the event
+	Pos         position.Position // where the event is; zero while that is not known
+	Err         error             // why the last attempt has failed
 }
 
 // settled reports whether another attempt would change nothing.
