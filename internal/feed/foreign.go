@@ -30,8 +30,8 @@ type foreignLog struct {
 	news pace.Flag // heard has something
 
 	// These belong to run, and are used in a cluster only.
-	under map[string]string // channels of the events on their way, by id
-	known places
+	newest map[string]*unlogged // what was heard last and is not settled, by id
+	known  places
 
 	mu      sync.Mutex // guards following
 	heard   []*unlogged
@@ -49,6 +49,8 @@ type unlogged struct {
 	id    string // as in the name of a marker
 	since time.Time
 	size  int
+	after *unlogged // in a cluster: the same event on another channel, heard before
+	done  bool      // in a cluster: another event may have waited for this one
 }
 
 // A failure says since when Redis does not take what was heard, and why.
@@ -73,7 +75,7 @@ const (
 
 func newForeignLog(f *Feed) *foreignLog {
 	return &foreignLog{
-		feed: f, news: pace.NewFlag(), under: make(map[string]string), failing: make(map[string]failure), empty: make(chan struct{}),
+		feed: f, news: pace.NewFlag(), newest: make(map[string]*unlogged), failing: make(map[string]failure), empty: make(chan struct{}),
 	}
 }
 
@@ -130,6 +132,7 @@ func (q *foreignLog) run(ctx context.Context) {
 				nodes[node] = &foreignNode{}
 			}
 			nodes[node].waiting = append(nodes[node].waiting, e)
+			q.chain(e)
 		}
 		for node, n := range nodes {
 			if n.batch != nil {
@@ -152,21 +155,36 @@ func (q *foreignLog) run(ctx context.Context) {
 	}
 }
 
-// take takes the next batch off a queue. In a cluster an event waits there while it is on its way
-// to the log of another channel, and the rest of its own channel waits behind it.
+// chain finds out what an event has to wait for. In a cluster, each entry can only say where the
+// event is already. So it comes into the logs of its channels one after the other, in the order in
+// which it was heard, which is the same for most buses.
+func (q *foreignLog) chain(e *unlogged) {
+	if !q.feed.Log.PerChannel {
+		return
+	}
+	if last := q.newest[e.id]; last != nil && last.name == e.name {
+		e.after = last.after
+	} else {
+		e.after = last
+	}
+	q.newest[e.id] = e
+}
+
+// take takes the next batch off a queue. Where an event has to wait, the rest of its channel waits
+// behind it.
 func (q *foreignLog) take(n *foreignNode) (batch []*unlogged) {
 	var held []*unlogged
 	channels := make(map[string]bool) // of held
 	i, bytes := 0, 0
-	for ; i < len(n.waiting) && i < 4*foreignBatch && len(batch) < foreignBatch && bytes < 1<<20; i++ {
+	for ; i < len(n.waiting) && len(batch) < foreignBatch && bytes < 1<<20; i++ {
 		e := n.waiting[i]
 		if q.feed.Log.PerChannel {
-			if on, ok := q.under[e.id]; ok && on != e.name || channels[e.name] {
+			if e.after != nil && !e.after.done || channels[e.name] {
 				channels[e.name] = true
 				held = append(held, e)
 				continue
 			}
-			q.under[e.id] = e.name
+			e.after = nil
 			e.Event.Also = q.known.of(e.id)
 		}
 		e.JSON = e.Event.AppendJSON(nil)
@@ -292,7 +310,9 @@ func (q *foreignLog) learn(batch []*unlogged) {
 		return
 	}
 	for _, e := range batch {
-		delete(q.under, e.id)
+		if e.done = true; q.newest[e.id] == e {
+			delete(q.newest, e.id)
+		}
 		if e.Err == nil {
 			q.known.add(e.id, strings.Fields(e.Event.Also+" "+e.name+"@"+e.Event.Position.String()))
 		}
