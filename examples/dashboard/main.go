@@ -98,8 +98,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer bus.Close()
-	simulation := newSimulation(bus, project)
-	handler, err := newHandler(bus, project, simulation.agents, *keepalive)
+	handler, err := newHandler(bus, project, *keepalive)
 	if err != nil {
 		return err
 	}
@@ -124,12 +123,13 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if *demo {
-		agents.Go(func() { simulation.run(ctx) })
+		agents.Go(func() { newSimulation(bus, project).run(ctx) })
 	}
 	select {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
+		agents.Wait() // they leave, and what they were writing ends
 		drain(bus, server)
 		<-served
 		return nil

@@ -56,7 +56,7 @@ func newSite(t *testing.T, opts ...eventbus.Option) *site {
 	s.bus, err = eventbus.New(s.redis, opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.bus.Close() })
-	handler, err := newHandler(s.bus, s.project, newSimulation(s.bus, s.project).agents, 15*time.Second)
+	handler, err := newHandler(s.bus, s.project, 15*time.Second)
 	require.NoError(t, err)
 	s.Server = httptest.NewServer(handler)
 	t.Cleanup(s.Close)
@@ -143,7 +143,8 @@ type stream struct {
 // A frame is what an EventSource would pass on.
 type frame struct {
 	id, event string
-	data      eventbus.Event
+	raw       string
+	data      eventbus.Event // of an event, not of one of the domain stream
 }
 
 // open opens a stream and reads the block with which it begins.
@@ -174,7 +175,7 @@ func (s *stream) next() (f frame, ok bool) {
 		case "event":
 			f.event = value
 		case "data":
-			if f.event != "stream.live" {
+			if f.raw = value; !strings.HasPrefix(f.event, "stream.") {
 				require.NoError(s.t, json.Unmarshal([]byte(value), &f.data), value)
 			}
 		case "":
@@ -274,6 +275,11 @@ func TestAWrongEventIsRefusedWithAllThatIsWrong(t *testing.T) {
 		{"nil UUIDs", closed("1", `, "agents": ["00000000-0000-0000-0000-000000000000"]`), []string{"agents[0]"}},
 		{"too many agents", closed("1", `, "agents": `+ids(32)), []string{"agents"}},
 		{"too many together", closed("1", `, "agents": `+ids(16)+`, "users": `+ids(16)), []string{"agents"}},
+		{"channels", closed("1", `, "channels": ["x", "stream:x", 1], "only": "yes", "ends": {}`), []string{"channels[0]", "channels[1]", "channels[2]", "only", "ends"}},
+		{"nowhere", closed("1", `, "only": true`), []string{"channels"}},
+		{"ends elsewhere", closed("1", `, "channels": ["run:1"], "ends": ["run:2"]`), []string{"ends[0]"}},
+		{"ends the project", closed("1", `, "ends": ["project:`+s.project.String()+`"]`), []string{"ends[0]"}},
+		{"too many channels", closed("1", `, "users": `+ids(20)+`, "channels": ["run:1", "run:2", "run:3", "run:4", "run:5", "run:6", "run:7", "run:8", "run:9", "run:10", "run:11", "run:12"]`), []string{"agents"}},
 		{"other case", `{"TYPE": "issue.closed", "actor_type": "system", "payload": {}}`, []string{"type"}},
 	}
 	for _, test := range tests {
@@ -335,6 +341,21 @@ func TestIDsThatNameNoChannelAreRefusedByName(t *testing.T) {
 
 	r = s.get(s.events(s.project)+"?type=[", "Accept", "text/event-stream")
 	require.Equal(t, http.StatusBadRequest, r.StatusCode, r.text)
+}
+
+func TestAWrongQueryIsRefusedByName(t *testing.T) {
+	s := newSite(t)
+	for query, field := range map[string]string{
+		"channel=x": "channel", "channel=run:": "channel", "channel=Run:1": "channel", "channel=eventbus:1": "channel", "channel=agent:1": "channel",
+		"channel=run:a/b": "channel", "channel=": "channel",
+		"last=x": "last", "last=-1": "last", "last=1&last=2": "last", "last=": "last", "last=99999999999": "last", "last=1&snapshot=1": "last",
+		"only=1": "only", "only=yes&channel=run:1": "only", "snapshot=true": "snapshot", "snapshot=1&snapshot=1": "snapshot",
+	} {
+		r := s.get(s.events(s.project)+"?"+query, "Accept", "text/event-stream")
+		require.Equal(t, http.StatusBadRequest, r.StatusCode, "%s: %s", query, r.text)
+		require.Equal(t, "application/problem+json", r.Header.Get("Content-Type"))
+		require.Equal(t, []string{field}, r.fields(), query)
+	}
 }
 
 func TestOtherSitesCannotPublish(t *testing.T) {
@@ -423,7 +444,7 @@ func TestTheAgentsDoAllThatThereIsToDo(t *testing.T) {
 	play.pause = 2 * time.Millisecond
 	ended := make(chan struct{})
 	want := slices.DeleteFunc(eventbus.Types(), func(typ eventbus.Type) bool {
-		return typ == eventbus.ProjectCreated || typ == eventbus.ProjectArchived
+		return typ == eventbus.ProjectCreated || typ == eventbus.ProjectArchived || typ == runToken // on the runs' own channels
 	})
 	start, err := s.bus.Cursor(ctx, eventbus.ProjectChannel(s.project))
 	require.NoError(t, err)

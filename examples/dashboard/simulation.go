@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,53 +15,14 @@ import (
 )
 
 // A simulation is a team of agents at work on one project. Each of them lives on its
-// own: it is spawned, takes issues, asks, waits, and is terminated; then an instance
-// of its kind is spawned anew.
+// own: it is spawned, takes issues, writes, asks, waits, and is terminated; then an
+// instance of its kind is spawned anew.
 type simulation struct {
 	bus     *eventbus.Bus
 	project uuid.UUID
 	pause   time.Duration // between two events of an agent, on average
 	issues  atomic.Int64  // how many there are
 	failing atomic.Bool   // the last publish did not succeed
-
-	mu      sync.Mutex // guards following
-	present []presence // the agents that are there, in the order in which they came
-}
-
-// A presence is what a page that opens now must know of an agent.
-type presence struct {
-	ID     uuid.UUID `json:"id"`
-	Name   string    `json:"name"`
-	Role   string    `json:"role"`
-	Status string    `json:"status"`
-}
-
-// agents gives those that are there.
-func (s *simulation) agents() []presence {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.present)
-}
-
-// note keeps up with what was published.
-func (s *simulation) note(payload eventbus.Payload) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at := func(id uuid.UUID) int {
-		return slices.IndexFunc(s.present, func(p presence) bool { return p.ID == id })
-	}
-	switch p := payload.(type) {
-	case eventbus.AgentSpawnedPayload:
-		s.present = append(s.present, presence{p.AgentInstanceID, p.AgentName, p.Role, "spawned"})
-	case eventbus.AgentStatusChangedPayload:
-		if i := at(p.AgentInstanceID); i >= 0 {
-			s.present[i].Status = p.NewStatus
-		}
-	case eventbus.AgentTerminatedPayload:
-		if i := at(p.AgentInstanceID); i >= 0 {
-			s.present = slices.Delete(s.present, i, i+1)
-		}
-	}
 }
 
 func newSimulation(bus *eventbus.Bus, project uuid.UUID) *simulation {
@@ -89,47 +49,66 @@ func (s *simulation) run(ctx context.Context) {
 			a := &member
 			a.dice = rand.New(rand.NewPCG(2026, uint64(i))) // the same story at every start
 			for ctx.Err() == nil {
-				for _, act := range a.life(s) {
-					s.publish(ctx, act)
-					s.rest(ctx, a)
-				}
+				s.live(ctx, a)
 			}
 		})
 	}
 	stage.Wait()
 }
 
-// publish sends what an agent, or a person, does to the project's channel and to
-// those of whom it concerns.
-func (s *simulation) publish(ctx context.Context, act act) {
-	if ctx.Err() != nil {
-		return
-	}
-	ev, err := eventbus.NewEvent(s.project, act.actor, act.payload)
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-		defer cancel()
-		err = s.bus.Publish(ctx, ev, act.channels...)
-	}
-	s.note(act.payload)
-	if failed := err != nil; s.failing.Swap(failed) != failed && failed && ctx.Err() == nil {
-		slog.Warn("the simulated agents cannot publish; they go on trying", "error", err)
+// live plays one life of an agent. Where the server stops before its end, the agent leaves: those who
+// look later, at a log that outlives this process, would take it for a living one.
+func (s *simulation) live(ctx context.Context, a *agent) {
+	for _, act := range a.life(s) {
+		if act.answer == "" {
+			s.publish(ctx, act)
+		} else {
+			s.write(ctx, act)
+		}
+		if s.rest(ctx, s.pause); ctx.Err() != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+			defer cancel()
+			a.does(eventbus.AgentTerminatedPayload{AgentInstanceID: a.id, TerminationReason: "the server stops", FinalStatus: a.status})
+			s.publish(ctx, a.acts[len(a.acts)-1])
+			return
+		}
 	}
 }
 
+const leaveTimeout = time.Second // for the last words of an agent, when the server stops
+
+// publish sends what an agent, or a person, does to the project's channel and to those of whom it
+// concerns. It reports whether that has succeeded.
+func (s *simulation) publish(ctx context.Context, act act) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	ev, err := eventbus.NewEvent(s.project, act.actor, act.payload)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout) // what is begun gets its answer
+		defer cancel()
+		err = s.bus.Publish(ctx, ev, act.channels...)
+	}
+	if failed := err != nil; s.failing.Swap(failed) != failed && failed && ctx.Err() == nil {
+		slog.Warn("the simulated agents cannot publish; they go on trying", "error", err)
+	}
+	return err == nil
+}
+
 // rest lets between half and one and a half of a pause go by.
-func (s *simulation) rest(ctx context.Context, a *agent) {
+func (s *simulation) rest(ctx context.Context, pause time.Duration) {
 	select {
-	case <-time.After(s.pause/2 + rand.N(s.pause)):
+	case <-time.After(pause/2 + rand.N(pause)):
 	case <-ctx.Done():
 	}
 }
 
-// An act is one event of the play.
+// An act is one event of the play, or an answer, which is many.
 type act struct {
 	actor    eventbus.Actor
 	payload  eventbus.Payload
 	channels []eventbus.Channel
+	answer   string // its words are the tokens of a run, which the payload begins
 }
 
 // An agent is a member of the team, and the script of its present life.
@@ -196,7 +175,7 @@ func (a *agent) worksOnIssue(s *simulation) {
 	a.does(eventbus.IssueAssignedPayload{IssueID: issue, AssigneeID: &a.id, AssigneeName: &a.name})
 	a.becomes("working", "took "+issue)
 	a.does(eventbus.IssueUpdatedPayload{IssueID: issue, Changes: map[string]any{"status": "in_progress", "estimate": 1 + a.dice.IntN(8)}})
-	a.says("info", a.one("I read the code around "+issue+": the cause is a stale cache entry.", "Plan for "+issue+": a failing test first, then the smallest fix.", "I found three places that need the same change."))
+	a.writes("Plan for "+issue, a.one(answers...))
 	a.says("debug", a.one("ran 214 tests in 8.1 s", "read 12 files, changed 2", "searched the documentation for 'retry budget'"))
 	if a.chance(3) {
 		a.becomes("blocked", "the test database does not answer")
@@ -242,15 +221,18 @@ func (a *agent) runsPipeline() {
 
 // does adds an event to the script, for the agent's own channel too.
 func (a *agent) does(p eventbus.Payload, channels ...eventbus.Channel) {
-	a.acts = append(a.acts, act{eventbus.Agent(a.id), p, append(channels, eventbus.AgentChannel(a.id))})
+	a.acts = append(a.acts, act{actor: eventbus.Agent(a.id), payload: p, channels: append(channels, eventbus.AgentChannel(a.id))})
 }
 
 // sees adds what the reviewer does for the agent.
 func (a *agent) sees(p eventbus.Payload) {
-	a.acts = append(a.acts, act{eventbus.User(reviewer), p, []eventbus.Channel{eventbus.AgentChannel(a.id), eventbus.UserChannel(reviewer)}})
+	a.acts = append(a.acts, act{actor: eventbus.User(reviewer), payload: p, channels: []eventbus.Channel{eventbus.AgentChannel(a.id), eventbus.UserChannel(reviewer)}})
 }
 
 func (a *agent) becomes(status, reason string) {
+	if status == a.status {
+		return
+	}
 	a.does(eventbus.AgentStatusChangedPayload{AgentInstanceID: a.id, PreviousStatus: a.status, NewStatus: status, Reason: &reason})
 	a.status = status
 }
