@@ -149,7 +149,7 @@ func (a *agent) logged(ctx context.Context, channel eventbus.Channel) iter.Seq2[
 
 // model stands for yours: it gives an answer token by token, here behind those that were said already.
 func (a *agent) model(question string, said int) iter.Seq[string] {
-	answer := fmt.Sprintf("You asked: %q. ", question) + text
+	answer := fmt.Sprintf("You asked: %q ", question) + text
 	return func(yield func(string) bool) {
 		for i, word := range strings.SplitAfter(answer, " ") {
 			if i < said {

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -41,14 +42,12 @@ func main() {
 
 // run serves until the context ends.
 func run(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("agentrun", flag.ContinueOnError)
+	flags := flag.NewFlagSet("agentrun", flag.ExitOnError)
 	addr := flags.String("addr", "127.0.0.1:8081", "`address` to listen on")
-	redisURL := flags.String("redis", os.Getenv("REDIS_URL"), "`URL` of Redis, else one inside the process")
+	redisURL := flags.String("redis", "", "`URL` of Redis (default $REDIS_URL, else a Redis inside the process)")
 	pause := flags.Duration("pause", 60*time.Millisecond, "time between two tokens")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	rdb, err := openRedis(*redisURL)
+	_ = flags.Parse(args) // It exits where they are wrong.
+	rdb, err := openRedis(cmp.Or(*redisURL, os.Getenv("REDIS_URL")))
 	if err != nil {
 		return err
 	}

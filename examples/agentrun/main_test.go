@@ -133,7 +133,7 @@ func TestAnAnswerIsStreamedToItsEndAndCanBeReadAgain(t *testing.T) {
 	b := ask(t, server, "Why?")
 	_, over := b.read(ctx)
 	require.True(t, over)
-	require.Equal(t, `You asked: "Why?". `+text, b.text.String())
+	require.Equal(t, `You asked: "Why?" `+text, b.text.String())
 
 	status, _ := b.read(ctx) // a browser that missed that the stream has ended
 	require.Equal(t, http.StatusNoContent, status)
@@ -197,7 +197,7 @@ func TestARunSurvivesItsServer(t *testing.T) {
 		}
 	}
 	require.Empty(t, stop)
-	require.Equal(t, `You asked: "Why?". `+text, b.text.String())
+	require.Equal(t, `You asked: "Why?" `+text, b.text.String())
 	require.NoError(t, server.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, server.Wait())
 }

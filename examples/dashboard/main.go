@@ -15,6 +15,11 @@
 //	curl "http://127.0.0.1:8080/projects/$PROJECT/events" -d '{
 //		"type": "issue.closed", "actor_type": "system",
 //		"payload": {"issue_id": "SYN-42", "resolution": "fixed"}}'
+//
+// What an agent writes is on a channel of its own, run:<id>, with the id from run.started. The stream
+// ends with the run:
+//
+//	curl -N "http://127.0.0.1:8080/projects/$PROJECT/events?only=1&channel=run:$RUN&last=1000"
 package main
 
 import (
