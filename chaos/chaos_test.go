@@ -81,6 +81,9 @@ func wreak(t *testing.T, d *deployment, r *rand.Rand, runFor time.Duration) bala
 	for n := range uint64(publishers) {
 		w.published.Go(func() { w.publish(n, over) })
 	}
+	for n := range uint64(writers) {
+		w.published.Go(func() { w.write(100+n, over) })
+	}
 	f := newFaults(t, w, r)
 	f.run(runFor)
 	close(over)

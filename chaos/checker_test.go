@@ -73,10 +73,31 @@ func (c *checker) all(l *ledger, lossless bool) balance {
 			}
 		}
 	}
+	for _, ids := range l.written {
+		sum.disordered += c.disordered(ids, &sum)
+	}
 	for _, a := range l.accounts {
 		sum.add(c.account(a))
 	}
 	return sum
+}
+
+// disordered counts the events that a log has in another order than their Writer.
+func (c *checker) disordered(ids []string, b *balance) (n int) {
+	last := make(map[string]int)
+	for _, id := range ids {
+		for _, channel := range c.events[id].channels {
+			i, ok := c.index[channel][id]
+			if ok && i < last[channel] {
+				n++
+				b.note("%s is in the log of %s before what was written earlier", id, channel)
+			}
+			if ok {
+				last[channel] = i
+			}
+		}
+	}
+	return n
 }
 
 // account gives the balance of one subscriber.

@@ -12,6 +12,7 @@ type ledger struct {
 	mu       sync.Mutex // guards following
 	events   map[string]*event
 	accounts []*account
+	written  [][]string // what each Writer has taken, in order
 	retried  int
 }
 
@@ -52,6 +53,16 @@ func (l *ledger) publish(id string, channels []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.events[id] = &event{channels: channels, begun: time.Now()}
+}
+
+// write enters what a Writer has taken, and what of it is certainly in its logs.
+func (l *ledger) write(ids []string, known map[string]bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.written = append(l.written, ids)
+	for id := range known {
+		l.events[id].acked = true
+	}
 }
 
 func (l *ledger) retry() {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ const (
 	projects   = 3
 	agents     = 3 // of a project, and as many users
 	publishers = 5
+	writers    = 2
 )
 
 // A world is a deployment with everything that goes on in it.
@@ -168,6 +170,59 @@ func (w *world) publish(n uint64, until <-chan struct{}) {
 		case <-until:
 			return
 		case <-time.After(pause):
+		}
+	}
+}
+
+// write writes with one Writer after the other until the run is over. What a Writer gives back is not
+// written again: it may be in its logs.
+func (w *world) write(n uint64, until <-chan struct{}) {
+	r := w.random(n)
+	for over := false; !over; {
+		p := w.projects[r.IntN(len(w.projects))]
+		others := p.others[:r.IntN(3)]
+		channels := append([]string{p.channel().String()}, names(others)...)
+		writer := w.any(r).bus.Load().NewWriter(eventbus.WriterOptions{Channels: others, Buffer: 1 + r.IntN(100)})
+		var ids []string
+		var err error
+		for range 1 + r.IntN(200) {
+			agent := uuid.New()
+			ev, bad := eventbus.NewEvent(p.id, eventbus.Agent(agent), eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: "written"})
+			if bad != nil {
+				w.t.Error(bad)
+				return
+			}
+			w.ledger.publish(ev.ID, channels)
+			if err = writer.Write(w.ctx, ev); err != nil {
+				break // also the end of the bus, or of the run
+			}
+			ids = append(ids, ev.ID)
+			if r.IntN(3) == 0 {
+				time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond)
+			}
+		}
+		ctx, cancel := context.WithTimeout(w.ctx, time.Duration(r.IntN(60))*time.Second)
+		err = writer.Close(ctx)
+		cancel()
+		known := make(map[string]bool)
+		for _, id := range ids {
+			known[id] = true
+		}
+		if given, ok := errors.AsType[*eventbus.WriteError](err); ok {
+			for i, ev := range given.Events {
+				if !known[ev.ID] || i > 0 && slices.Index(ids, ev.ID) < slices.Index(ids, given.Events[i-1].ID) {
+					w.t.Errorf("a WriteError has %s, which was not written then", ev.ID)
+				}
+				delete(known, ev.ID)
+			}
+		} else if err != nil {
+			w.t.Error(err)
+		}
+		w.ledger.write(ids, known)
+		select {
+		case <-until:
+			over = true
+		case <-time.After(time.Duration(r.IntN(100)) * time.Millisecond):
 		}
 	}
 }
