@@ -20,16 +20,18 @@ func TestAChannelOfAnyKindCanHaveEventsOfItsOwn(t *testing.T) {
 	s := newSite(t)
 	project := uuid.New()
 	ofProject := open(t, s.Client(), s.events(project))
-	ofRun := open(t, s.Client(), s.events(uuid.New())+"?only=1&channel=run:r_1")
+	ofRun := open(t, s.Client(), s.events(project)+"?only=1&channel=run:r_1")
 	ofBoth := open(t, s.Client(), s.events(project)+"?channel=run:r_1&channel=run:r_2")
 	s.published(project, closed("run", `, "channels": ["run:r_1"], "only": true`))
 	s.published(project, closed("both", `, "channels": ["run:r_1"], "only": false`))
 	s.published(project, closed("project", `, "channels": null, "only": null, "ends": null`))
+	s.published(project, closed("last", `, "channels": ["run:r_1"], "only": true`))
 	require.Equal(t, "both", ofProject.issue())
 	require.Equal(t, "project", ofProject.issue())
 	require.Equal(t, "run", ofRun.issue())
 	require.Equal(t, "both", ofRun.issue())
-	require.ElementsMatch(t, []string{"run", "both", "project"}, []string{ofBoth.issue(), ofBoth.issue(), ofBoth.issue()})
+	require.Equal(t, "last", ofRun.issue())
+	require.ElementsMatch(t, []string{"run", "both", "project", "last"}, []string{ofBoth.issue(), ofBoth.issue(), ofBoth.issue(), ofBoth.issue()})
 }
 
 func TestAChannelEndsWithAnEvent(t *testing.T) {
