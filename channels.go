@@ -148,7 +148,7 @@ func (c Channel) problem() string {
 	switch {
 	case c.kind == "":
 		return "is not set"
-	case c.id == uuid.Nil.String():
+	case c.kind.schema() && c.id == uuid.Nil.String():
 		return c.String() + " has the nil UUID"
 	}
 	return ""

@@ -102,6 +102,8 @@ func TestChannelsOfAnyKind(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, c, parsed)
 	}
+	_, err := eventbus.NewChannel("run", uuid.Nil.String())
+	require.NoError(t, err, "a name like any other")
 	c, err := eventbus.NewChannel("run", someID)
 	require.NoError(t, err)
 	_, ok := c.UUID()

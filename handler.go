@@ -110,6 +110,7 @@ type request struct {
 	authorize func(*http.Request) (Subscription, error)
 	options   sseOptions
 	sub       Subscription // as authorize has returned it first
+	over      error        // why check has ended the stream
 }
 
 func (q *request) serve() {
@@ -199,6 +200,7 @@ func (q *request) check(s *reader.Stream) (until time.Time, ok bool) {
 		q.bus.warn("authorize failed; calling it again", err)
 		return time.Now().Add(q.options.keepalive), true
 	}
+	q.over = err
 	return until, err == nil
 }
 
@@ -240,9 +242,26 @@ func (q *request) stream(s *reader.Stream) {
 			out.clear()
 		}
 	}
-	if s.Err != nil && !begun {
-		q.refuse(streamError(s.Err))
+	err := cmp.Or(s.Err, q.over)
+	if _, failed := errors.AsType[*reader.SnapshotError](err); failed && begun {
+		q.bus.warn("a snapshot failed; the client is to come back later", err)
+		_, _ = q.w.Write(append(q.softRetry(), '\n')) // the client may have gone
+	} else if err != nil && !begun {
+		q.refuse(snapshotRefusal(err))
 	}
+}
+
+// snapshotRefusal is the error with which a request is refused that was to begin with a snapshot.
+func snapshotRefusal(err error) error {
+	if failed, ok := errors.AsType[*reader.SnapshotError](err); ok {
+		for _, known := range []error{ErrNotFound, ErrForbidden, ErrGone} {
+			if errors.Is(failed, known) {
+				return known
+			}
+		}
+		return errors.New(failed.Error()) // no other error of the program's is a refusal for good
+	}
+	return err
 }
 
 var errNoChannels = errors.New("return one of ErrUnauthorized, ErrForbidden, ErrNotFound and ErrGone to refuse")
@@ -386,11 +405,17 @@ func (q *request) refuseSoftly(limit *LimitError) {
 	streamHeader(q.w.Header())
 	// The blank line makes the client take the last event id of this connection for
 	// its own: it gets that back.
-	answer := wire.AppendRetry(nil, least, 2*least)
+	answer := q.softRetry()
 	if id := lastEventID(q.r); id != "" {
 		answer = wire.AppendID(answer, id)
 	}
 	_, _ = q.w.Write(append(answer, '\n')) // the client may have gone
+}
+
+// softRetry is the retry field of a client that is to come back later.
+func (q *request) softRetry() []byte {
+	least := softly * q.options.retry
+	return wire.AppendRetry(nil, least, 2*least)
 }
 
 // lastEventID gives what the client has seen last: from the header, which counts, or

@@ -220,6 +220,9 @@ func (w *Writer) End(ctx context.Context, ev Event) error {
 	if err := w.refusal(); err != nil {
 		return err
 	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	p := problems{subject: "end of a writer"}
 	if len(w.opts.Channels) == 0 {
 		p.Add("channels", "is empty, so there is nothing to end")

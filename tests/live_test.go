@@ -142,6 +142,52 @@ func TestNoFollowEndsWhereTheLogIsLost(t *testing.T) {
 	})
 }
 
+// TestNoFollowDoesNotWaitForALogThatLostEvents: it is lost, or goes back to a place that is still in
+// front of the reader, while it is read.
+func TestNoFollowDoesNotWaitForALogThatLostEvents(t *testing.T) {
+	rdb := redistest.Start(t).Client(t)
+	for name, lose := range map[string]func(log string){
+		"lost": func(log string) { require.NoError(t, rdb.Del(deadline(t), log).Err()) },
+		"back": func(log string) {
+			entries := rdb.XRange(deadline(t), log, "-", "+").Val()
+			for _, e := range entries[400:] {
+				require.NoError(t, rdb.XDel(deadline(t), log, e.ID).Err())
+			}
+			require.NoError(t, rdb.Do(deadline(t), "XSETID", log, entries[399].ID).Err())
+		},
+	} {
+		bus, r := newBus(t, rdb), run(t)
+		w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true})
+		for i := range 600 {
+			require.NoError(t, w.Write(deadline(t), message(t, uuid.New(), fmt.Sprint(i))))
+		}
+		require.NoError(t, w.Close(deadline(t)))
+		n := 0
+		for _, err := range bus.SubscribeWith(deadline(t), eventbus.Subscription{Channels: []eventbus.Channel{r}, Oldest: true, NoFollow: true}) {
+			if _, gap := errors.AsType[*eventbus.GapError](err); gap {
+				continue
+			}
+			require.NoError(t, err, name)
+			if n++; n == 1 {
+				lose(logKey(r))
+			}
+		}
+		require.Less(t, n, 600, name)
+	}
+}
+
+// TestNoFollowOfAnEventWhoseFirstLogIsGone: the other log has it.
+func TestNoFollowOfAnEventWhoseFirstLogIsGone(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, r, project := newBus(t, rdb), run(t), uuid.New()
+		publish(t, bus, project, []eventbus.Channel{r}, "1", "2")
+		p := eventbus.ProjectChannel(project)
+		require.NoError(t, rdb.Del(deadline(t), logKey(p)).Err())
+		texts, _ := history(t, newBus(t, rdb), eventbus.Subscription{Channels: []eventbus.Channel{p, r}, Last: 50, NoFollow: true})
+		require.Equal(t, []string{"1", "2"}, texts)
+	})
+}
+
 func TestLastReachesBackToTheOldestWithoutAGap(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
 		bus, r := newBus(t, rdb), run(t)

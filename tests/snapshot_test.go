@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,6 +207,14 @@ func TestSnapshotThatFails(t *testing.T) {
 		"a panic in JSON": func(context.Context) (any, eventbus.Cursor, error) { return panicky{}, eventbus.Cursor{}, nil },
 		"a channel of Go": func(context.Context) (any, eventbus.Cursor, error) { return make(chan int), eventbus.Cursor{}, nil },
 		"not a number":    func(context.Context) (any, eventbus.Cursor, error) { return math.NaN(), eventbus.Cursor{}, nil },
+		"it ends itself": func(context.Context) (any, eventbus.Cursor, error) {
+			runtime.Goexit()
+			return nil, eventbus.Cursor{}, nil
+		},
+		"a bad channel": func(context.Context) (any, eventbus.Cursor, error) {
+			_, err := eventbus.ParseChannel("")
+			return nil, eventbus.Cursor{}, err
+		},
 		"no JSON": func(context.Context) (any, eventbus.Cursor, error) {
 			return json.RawMessage("{"), eventbus.Cursor{}, nil
 		},
@@ -241,6 +250,113 @@ func TestSnapshotThatFails(t *testing.T) {
 	require.Equal(t, "trimmed", g.Reason)
 	s.expect("5")
 	connect(t, cold, lastEventID(e.LastEventID)).expect("5")
+}
+
+// TestShutdownDoesNotWaitForASnapshot: a stream that waits for one ends at once.
+func TestShutdownDoesNotWaitForASnapshot(t *testing.T) {
+	bus, a := newBus(t, onMiniredis(t), eventbus.WithKeepalive(time.Hour)), run(t)
+	var snap answerer
+	began := make(chan bool)
+	snap.set(func(ctx context.Context) (any, eventbus.Cursor, error) {
+		close(began)
+		<-ctx.Done()
+		return nil, eventbus.Cursor{}, ctx.Err()
+	})
+	ended := make(chan error, 1)
+	go func() {
+		var last error
+		for _, err := range framesOf(context.Background(), bus, eventbus.Subscription{Channels: []eventbus.Channel{a}, Snapshot: snap.load}) {
+			last = err
+		}
+		ended <- last
+	}()
+	await(t, began)
+	require.NoError(t, bus.Shutdown(deadline(t)))
+	require.Equal(t, eventbus.ErrClosed, await(t, ended))
+}
+
+// TestForeignEventsWhileASnapshotLoads: they are in no log, and the state may lack them.
+func TestForeignEventsWhileASnapshotLoads(t *testing.T) {
+	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+		bus, project := newBus(t, rdb), uuid.New()
+		p := eventbus.ProjectChannel(project)
+		var snap answerer
+		snap.set(func(ctx context.Context) (any, eventbus.Cursor, error) {
+			heard := make(chan bool)
+			go func() {
+				for range bus.Subscribe(ctx, p) {
+					close(heard)
+					return
+				}
+			}()
+			for {
+				ev, err := message(t, project, "f1").MarshalJSON()
+				require.NoError(t, err)
+				publishForeign(t, rdb, p, string(ev))
+				select {
+				case <-heard:
+					return "before", eventbus.Cursor{}, nil
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+		})
+		s := connect(t, snap.server(t, bus, "", p))
+		s.snapshot()
+		s.own("stream.live")
+		s.expect("f1")
+	})
+}
+
+// TestAStreamThatIsRefusedWhileItsSnapshotLoads gets an answer that an EventSource understands.
+func TestAStreamThatIsRefusedWhileItsSnapshotLoads(t *testing.T) {
+	bus, a, b := newBus(t, onMiniredis(t), quiet()), run(t), run(t)
+	var asked atomic.Int64
+	server := serve(t, handler(bus, func(*http.Request) (eventbus.Subscription, error) {
+		sub := eventbus.Subscription{Channels: []eventbus.Channel{a}, ValidUntil: time.Now().Add(10 * time.Millisecond)}
+		sub.Snapshot = func(ctx context.Context) (any, eventbus.Cursor, error) {
+			<-ctx.Done()
+			return nil, eventbus.Cursor{}, ctx.Err()
+		}
+		if asked.Add(1)%2 == 0 {
+			sub.Channels = append(sub.Channels, b)
+		}
+		return sub, nil
+	}))
+	connect(t, server).rest() // soft: 200, and text/event-stream
+}
+
+// TestACursorThatLacksAChannelIsNotAtTheEnd: the client has nothing of the other one.
+func TestACursorThatLacksAChannelIsNotAtTheEnd(t *testing.T) {
+	bus, a, b := newBus(t, onMiniredis(t)), run(t), run(t)
+	at := end(t, bus, a, "last of a")
+	end(t, bus, b, "last of b")
+	var snap answerer
+	snap.gives("state", eventbus.Cursor{})
+	connect(t, snap.server(t, bus, "", a, b), lastEventID(at.String())).snapshot()
+}
+
+// TestAnOldCursorIsAskedAboutOnce, however many channels have logs that do not reach back to it.
+func TestAnOldCursorIsAskedAboutOnce(t *testing.T) {
+	rdb := onMiniredis(t)
+	bus := newBus(t, rdb)
+	var channels []eventbus.Channel
+	for range 4 {
+		channels = append(channels, run(t))
+		tokens(t, bus, channels[len(channels)-1], "1")
+	}
+	var snap answerer
+	snap.gives("state", cursorOf(t, bus, channels...))
+	for _, c := range channels {
+		tokens(t, bus, c, "2", "3")
+		require.NoError(t, rdb.XTrimMaxLen(deadline(t), logKey(c), 1).Err())
+	}
+	s := connect(t, snap.server(t, newBus(t, rdb), "", channels...))
+	s.snapshot()
+	for range channels {
+		for b := s.block(); b.Event == nil || b.Event.Type != "stream.gap"; b = s.block() {
+		}
+	}
+	require.EqualValues(t, 2, snap.calls.Load())
 }
 
 type panicky struct{}

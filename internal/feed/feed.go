@@ -138,17 +138,9 @@ func (f *Feed) Acquire(channel string) *tail.Tail {
 	return u.tail
 }
 
-// Peek gives a tail for a reader that only wants what a log has now: the one that is kept for other
-// readers, or else one that nobody fills. It begins no log. The reader releases it.
-func (f *Feed) Peek(channel string) *tail.Tail {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if u := f.tails[f.Log.Name(channel)]; u != nil {
-		u.readers++
-		return u.tail
-	}
-	return f.newTail(channel, true)
-}
+// Peek gives a tail to a reader that only wants what a log has now. Nobody fills it: the reader gets
+// everything from the log, and begins none. The reader releases it.
+func (f *Feed) Peek(channel string) *tail.Tail { return f.newTail(channel, true) }
 
 func (f *Feed) newTail(channel string, peek bool) *tail.Tail {
 	return tail.New(channel, f.Log.Name(channel), &f.pageBytes, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {

@@ -108,9 +108,13 @@ func (r *Reader) start(ctx context.Context, sub Subscription, names []string) er
 		if err := r.resume(ctx, sub, names); err != nil {
 			return err
 		}
+	case sub.Oldest && sub.Snapshot: // what is trimmed from now on is a gap
+		for _, l := range r.lanes {
+			l.place.Pos, l.began = l.log.Origin(), l.log.Origin()
+			r.due = r.due || l.place.Pos.Seq > 0
+		}
 	case sub.Oldest:
 		r.startAt(position.Position{})
-		r.due = sub.Snapshot && slices.ContainsFunc(r.lanes, func(l *lane) bool { return l.log.Origin().Seq > 0 })
 	default:
 		for _, l := range r.lanes {
 			l.startBefore(int64(sub.Last))
@@ -172,7 +176,7 @@ func (l *lane) startBefore(n int64) {
 	}
 	l.place.Pos = l.log.Last
 	if origin := l.log.Origin(); n > 0 && l.log.Last.Seq-n > origin.Seq {
-		l.place.Pos = position.Position{Epoch: l.log.Last.Epoch, Seq: l.log.Last.Seq - n}
+		l.place.Pos, l.last = position.Position{Epoch: l.log.Last.Epoch, Seq: l.log.Last.Seq - n}, true
 	} else if n > 0 && origin.Seq < l.log.Last.Seq {
 		l.place.Pos = position.Position{} // the oldest, also if that is another one by now
 	}
@@ -205,7 +209,7 @@ func (r *Reader) resume(ctx context.Context, sub Subscription, names []string) e
 	for i, e := range entries {
 		l := r.lanes[i]
 		if e != nil {
-			l.place.Pos, l.began, l.hole = e.Pos, e.Began, e.Hole
+			l.place.Pos, l.began, l.hole, l.unchecked = e.Pos, e.Began, e.Hole, r.noFollow
 			continue
 		}
 		// The channel is new to the cursor. It begins where its log ends, not its tail: an event on
@@ -216,7 +220,7 @@ func (r *Reader) resume(ctx context.Context, sub Subscription, names []string) e
 			}
 		}
 		l.startBefore(0)
-		r.due = sub.Snapshot
+		r.due, r.uncovered = sub.Snapshot, true
 	}
 	return nil
 }
@@ -229,9 +233,12 @@ func (r *Reader) startAt(pos position.Position) {
 	}
 }
 
-// AtEnd reports whether all channels have ended, and the reader is behind their last events.
+// AtEnd reports whether all channels have ended, and a reader that has resumed is behind their last
+// events.
 func (r *Reader) AtEnd() bool {
-	return !slices.ContainsFunc(r.lanes, func(l *lane) bool { return !l.tail.Ended(l.place.Pos) })
+	return !r.uncovered && !slices.ContainsFunc(r.lanes, func(l *lane) bool {
+		return !l.tail.Ended(l.place.Pos) && !(l.log != nil && l.log.Ended && l.place.Pos.Same(l.log.Last))
+	})
 }
 
 func isUUID(s string) bool {

@@ -138,3 +138,55 @@ func TestAnEndThatWasLostIsSaidAgain(t *testing.T) {
 	require.Len(t, next().Entries, 1)
 	require.True(t, next().end)
 }
+
+// trimmedMeanwhile gives the state of a log with 10 events, and pages of what is left of it: the
+// events from first on.
+func trimmedMeanwhile(first int64) func(tail.Request) *position.Page {
+	return func(q tail.Request) *position.Page {
+		p := &position.Page{Last: at(10), First: at(1), Asked: q.From}
+		if q.Count > 0 {
+			p.First = at(first)
+			for i := first; i <= 10; i++ {
+				p.Entries = append(p.Entries, entryAt(i))
+			}
+		}
+		return p
+	}
+}
+
+func TestOldestWithASnapshotWhereTheFirstEventGoesMeanwhile(t *testing.T) {
+	r := readerOf(t, trimmedMeanwhile(5), "run:a")
+	require.NoError(t, r.start(t.Context(), Subscription{Oldest: true, Snapshot: true, Live: true}, []string{"run:a"}))
+	require.False(t, r.due)
+	st, err := r.Next(t.Context(), true)
+	require.NoError(t, err)
+	require.NotNil(t, st.Gap, "it brings a snapshot")
+}
+
+func TestLastWhereItsFirstEventGoesMeanwhile(t *testing.T) {
+	r := readerOf(t, trimmedMeanwhile(8), "run:a")
+	require.NoError(t, r.start(t.Context(), Subscription{Last: 6}, []string{"run:a"}))
+	st, err := r.Next(t.Context(), true)
+	require.NoError(t, err)
+	require.Nil(t, st.Gap)
+	require.Len(t, st.Entries, 3)
+}
+
+// TestLiveWhereTheLogWentBackInFrontOfTheReader: the log does not come to where it ended before. A
+// later read of the tail shows that.
+func TestLiveWhereTheLogWentBackInFrontOfTheReader(t *testing.T) {
+	r := liveReaderOf(t, func(q tail.Request) *position.Page { return &position.Page{Last: at(10), Asked: q.From} }, "run:a")
+	require.NoError(t, r.start(t.Context(), Subscription{LastEventID: at(0).String(), Live: true}, []string{"run:a"}))
+	r.live = false
+	tl := r.lanes[0].tail
+	for range 2 {
+		r.ring()
+		st, err := r.Next(t.Context(), true)
+		require.NoError(t, err)
+		require.True(t, st.timeout)
+		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: at(0)}, true))
+	}
+	st, err := r.Next(t.Context(), true)
+	require.NoError(t, err)
+	require.True(t, st.live)
+}

@@ -52,7 +52,7 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) (*lane, position.Position, bo
 	}
 	for name, at := range places(e.Also) {
 		for _, m := range r.lanes {
-			if m == l || m.tail.Name != name || !m.delivers(at) {
+			if m == l || m.tail.Name != name || m.hasNoLog() || !m.delivers(at) {
 				continue
 			}
 			// Each shard of a cluster loses events by itself. The position may now be that of
@@ -69,6 +69,9 @@ func (r *Reader) elsewhere(l *lane, e *tail.Entry) (*lane, position.Position, bo
 // delivers reports whether the event at p in the lane's log is the lane's to deliver: it has been
 // delivered or announced there, or will be.
 func (l *lane) delivers(p position.Position) bool { return p.Beyond(l.began) && !l.hole.Has(p) }
+
+// hasNoLog reports whether there is no log for the lane, so that it delivers nothing.
+func (l *lane) hasNoLog() bool { return l.place.Pos.IsZero() && l.target.IsZero() }
 
 // pass adds a gap to the lane's hole.
 func (l *lane) pass(from, upto position.Position) {
@@ -99,10 +102,7 @@ func (r *Reader) carriesHoles() bool {
 		return false
 	}
 	for _, l := range r.lanes {
-		if reads, top := l.tail.LastRead(); l.endRead > 0 && reads >= l.endRead {
-			l.end, l.endRead = top, 0
-		}
-		if l.endRead > 0 || l.end.Beyond(l.place.Pos) {
+		if !l.endKnown() || l.end.Beyond(l.place.Pos) {
 			return true
 		}
 	}
@@ -111,6 +111,14 @@ func (r *Reader) carriesHoles() bool {
 		l.hole = position.Hole{}
 	}
 	return false
+}
+
+// endKnown reports whether end is known, and finds it where it can be.
+func (l *lane) endKnown() bool {
+	if reads, top := l.tail.LastRead(); l.endRead > 0 && reads >= l.endRead {
+		l.end, l.endRead = top, 0
+	}
+	return l.endRead == 0
 }
 
 // places walks the places in an entry's "also": names of channels, and positions in their logs.

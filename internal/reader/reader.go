@@ -49,11 +49,12 @@ type Reader struct {
 	carries bool   // cursors say where lanes began, and their holes: see once.go
 	foreign recent // the newest foreign events
 
-	noFollow bool
-	due      bool    // the reader begins with a snapshot
-	live     bool    // all lanes have come to where their logs ended when the reader began
-	asked    *flight // the snapshot that the reader waits for
-	stale    bool    // asked began too early: another one is to be asked for
+	noFollow  bool
+	due       bool    // the reader begins with a snapshot
+	uncovered bool    // the cursor that it came with lacks a channel
+	live      bool    // all lanes have come to where their logs ended when the reader began
+	asked     *flight // the snapshot that the reader waits for
+	stale     bool    // asked began too early: another one is to be asked for
 
 	alarm atomic.Bool           // set by ring
 	over  atomic.Pointer[error] // set by End
@@ -96,7 +97,9 @@ type lane struct {
 		lane *lane
 		at   position.Position
 	}
-	fresh bool // a snapshot has put the lane here, and its log was not read since
+	// Whether the lane's log was not read since it was put here: by a snapshot, by Last, or by a cursor
+	// that a reader without follow has to compare with the log.
+	fresh, last, unchecked bool
 
 	// A log that cannot be read is tried again. It does not hold up the other lanes.
 	failed error
@@ -167,12 +170,18 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 			return step{}, context.Cause(r.Draining)
 		case r.alarm.Swap(false):
 			return step{timeout: true}, nil
-		case err == nil:
+		case err == nil && r.asked == nil:
 			// Tails, ring, End and the end of the context set the waiter. A drain does so only
 			// through the tails, once, and step may have looked at a tail after that. So Draining
 			// is checked again.
 			if r.Draining.Err() == nil {
 				<-r.waiter
+			}
+			continue
+		case err == nil: // a reader that waits for a snapshot is in no tail's list
+			select {
+			case <-r.waiter:
+			case <-r.Draining.Done():
 			}
 			continue
 		}
@@ -221,10 +230,7 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 	var failed error
 	next, number := (*lane)(nil), 0
 	for i, l := range r.lanes {
-		if r.noFollow && l.reached() {
-			continue
-		}
-		if len(l.view.Entries) == 0 {
+		if len(l.view.Entries) == 0 && !(r.noFollow && l.reached()) {
 			gap, err := r.load(ctx, l)
 			if gap != nil {
 				r.Gaps.Add(1)
@@ -236,6 +242,9 @@ func (r *Reader) step(ctx context.Context) (step, error) {
 			if r.noFollow {
 				l.clip()
 			}
+		}
+		if r.noFollow && l.reached() {
+			continue
 		}
 		if l.place.Pos.IsZero() || l.place.Pos == position.Unknown {
 			return step{}, failed // where this lane begins decides what the others deliver
@@ -270,13 +279,17 @@ func (r *Reader) announce() (st step) {
 	return step{}
 }
 
-// reached reports whether the lane has come to where its log ended when the reader began.
+// reached reports whether the lane has come to where its log ended when the reader began, or to where
+// it ended at some time after that: the log may have gone back meanwhile.
 func (l *lane) reached() bool {
 	p, t := l.place.Pos, l.target
+	if l.unchecked {
+		return false
+	}
 	if t.IsZero() || p.IsZero() || p == position.Unknown {
 		return p == t
 	}
-	return p.Epoch > t.Epoch || p.Epoch == t.Epoch && p.Seq >= t.Seq
+	return p.Epoch > t.Epoch || p.Epoch == t.Epoch && p.Seq >= t.Seq || l.endKnown() && !l.end.Beyond(p)
 }
 
 // clip leaves out what came into the log after the reader had begun.
@@ -299,7 +312,7 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 			return r.gap(l, l.place.Pos, position.Unlogged), nil
 		}
 		if !g.Behind {
-			l.failed, l.fresh = nil, false
+			l.failed, l.fresh, l.last = nil, false, false
 			return nil, nil
 		}
 		if time.Now().Before(l.again) && r.Draining.Err() == nil {
@@ -312,6 +325,10 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 			return nil, err
 		}
 		l.retry = pace.Backoff{}
+		if l.last && gap == position.Trimmed {
+			l.began, gap = pos, "" // it begins with the oldest event, and that was another one before
+		}
+		l.last, l.unchecked = false, false
 		from := l.place.Pos
 		l.place.Pos, l.view = pos, v
 		if from.IsZero() || from == position.Unknown {
@@ -321,7 +338,7 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 			l.pass(from, pos)
 			r.passed()
 		}
-		if gap == position.Rewound {
+		if pos.IsZero() || gap == position.Rewound || gap == position.Lost && pos.Epoch != l.target.Epoch {
 			l.target = pos // the log has no more of what it had when the reader began
 		}
 		if gap != "" {
@@ -331,14 +348,16 @@ func (r *Reader) load(ctx context.Context, l *lane) (*Gap, error) {
 		if len(v.Entries) > 0 {
 			return nil, nil
 		}
-		l.place.AtEnd = pos == from
+		if l.place.AtEnd = pos == from; l.place.AtEnd && l.target.Beyond(pos) {
+			l.target = pos // the log went back
+		}
 	}
 }
 
 // gap makes the Gap of a lane that has just passed over something.
 func (r *Reader) gap(l *lane, from position.Position, reason position.Reason) *Gap {
 	fresh := l.fresh
-	l.said, l.fresh = false, false
+	l.said, l.fresh, l.follows.lane = false, false, nil
 	return &Gap{slices.Index(r.lanes, l), reason, from, r.cursor(), fresh}
 }
 
@@ -362,13 +381,11 @@ func (r *Reader) wants(l *lane, e *tail.Entry) bool {
 	if e.Event == nil {
 		return false
 	}
-	if m, at, ok := r.elsewhere(l, e); ok {
-		if e.Final {
-			l.follows.lane, l.follows.at = m, at
-		}
-		return false
+	m, at, ok := r.elsewhere(l, e)
+	if e.Final {
+		l.follows.lane, l.follows.at = m, at
 	}
-	return r.types.has(e.Event.Type)
+	return !ok && r.types.has(e.Event.Type)
 }
 
 // Events takes the entries of a step. It yields the events that are to be delivered, each with the

@@ -3,6 +3,7 @@ package reader
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,6 +44,8 @@ type flight struct {
 	after string // the cursor that came with the state
 	heads string // the cursor of where the logs ended before the call
 	err   error
+
+	foreign map[string]uint64 // how many foreign events each tail had had before the call, by name
 }
 
 // ask asks for a snapshot. Next gives it, as a step. With fresh, only a call that begins from now on
@@ -100,7 +103,7 @@ func (ss *snapshots) landLocked(f *flight) {
 
 // fly makes the call, and wakes those that wait for it.
 func (rs *Readers) fly(ctx context.Context, f *flight, lanes []*lane, s *Snapshot) {
-	if f.heads, f.err = heads(ctx, lanes); f.err == nil {
+	if f.err = f.begin(ctx, lanes); f.err == nil {
 		f.err = f.load(ctx, s)
 	}
 	rs.snapshots.mu.Lock()
@@ -112,17 +115,20 @@ func (rs *Readers) fly(ctx context.Context, f *flight, lanes []*lane, s *Snapsho
 	}
 }
 
-// heads gives the cursor of where the logs of lanes end.
-func heads(ctx context.Context, lanes []*lane) (string, error) {
+// begin notes where the logs of lanes end before the call.
+func (f *flight) begin(ctx context.Context, lanes []*lane) error {
 	names, entries := make([]string, len(lanes)), make([]position.Entry, len(lanes))
+	f.foreign = make(map[string]uint64, len(lanes))
 	for i, l := range lanes {
+		f.foreign[l.tail.Name] = l.tail.Foreign()
 		page, err := l.tail.State(ctx)
 		if err != nil {
-			return "", err
+			return err
 		}
 		names[i], entries[i] = l.tail.Name, position.Entry{Pos: page.Last, Began: page.Last}
 	}
-	return string(position.NewKey(names).AppendAll(nil, entries)), nil
+	f.heads = string(position.NewKey(names).AppendAll(nil, entries))
+	return nil
 }
 
 // load calls Load. It does not wait for one that ignores the end of its context.
@@ -134,17 +140,19 @@ func (f *flight) load(ctx context.Context, s *Snapshot) error {
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		var a answer
+		a := answer{err: errors.New("it has not returned")} // such as after runtime.Goexit
 		defer func() {
 			if p := recover(); p != nil {
 				a.err = fmt.Errorf("panic: %v", p)
 			}
 			answers <- a
 		}()
-		var state any
-		if state, a.after, a.err = s.Load(ctx); a.err == nil {
-			a.state, a.err = json.Marshal(state)
+		state, after, err := s.Load(ctx)
+		var text []byte
+		if err == nil {
+			text, err = json.Marshal(state)
 		}
+		a = answer{text, after, err}
 	}()
 	select {
 	case a := <-answers:
@@ -190,7 +198,7 @@ func (r *Reader) jump(f *flight) error {
 		if e == nil {
 			e = heads[i]
 		}
-		l.tail.Move(&l.place, e.Pos)
+		l.place.Move(e.Pos, f.foreign[l.tail.Name])
 		l.view.Entries, l.began, l.hole = nil, e.Began, e.Hole
 		l.ended, l.said, l.fresh, l.follows.lane = false, false, true, nil
 	}

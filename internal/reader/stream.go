@@ -2,6 +2,7 @@ package reader
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
@@ -27,6 +28,7 @@ type Stream struct {
 	// gap.
 	Snapshot *Snapshot
 	after    string // the cursor that came with the last snapshot
+	old      bool   // the logs do not reach back to it, and no newer one has come
 	reason   string // of the snapshot that is due
 	gap      *Gap   // the gap that it is to mend, nil at the beginning
 	opened   bool   // there was a frame with a retry field
@@ -156,7 +158,7 @@ func (s *Stream) retryChanged() bool {
 func (s *Stream) render(st step) (frame []byte, ok bool) {
 	s.buf = s.buf[:0]
 	switch {
-	case st.Gap != nil && s.Snapshot != nil:
+	case st.Gap != nil && s.Snapshot != nil && !(st.Gap.fresh && s.old):
 		s.gap, s.reason = st.Gap, string(st.Gap.Reason)
 		s.ask(s.ctx, s.Snapshot, true)
 		return nil, true
@@ -218,22 +220,25 @@ func (s *Stream) appendGap(g *Gap) {
 // appendSnapshot gives the frame of a snapshot that was asked for. Where that has failed, a gap is
 // given as a gap, and a stream that begins ends.
 func (s *Stream) appendSnapshot(f *flight) (frame []byte, ok bool) {
-	if s.stale && s.Snapshot != nil {
+	err, gap := f.err, s.gap
+	switch {
+	case s.stale && s.Snapshot != nil:
 		s.ask(s.ctx, s.Snapshot, false)
 		return nil, true
+	case s.stale:
+		err = errors.New("authorize has given none any more")
 	}
-	err, gap := f.err, s.gap
 	s.gap = nil
 	// A gap right behind a snapshot means that its cursor is too old, unless another one comes now.
-	old := err == nil && gap != nil && gap.fresh && f.after != "" && f.after == s.after
-	if err == nil && !old {
+	s.old = err == nil && gap != nil && gap.fresh && f.after != "" && f.after == s.after
+	if err == nil && !s.old {
 		err, s.after = s.jump(f), f.after
 	}
 	if !s.opened {
 		s.buf = append(s.appendRetry(s.buf), '\n')
 	}
 	switch {
-	case old:
+	case s.old:
 		s.appendGap(gap)
 	case err == nil:
 		s.sent = s.positions(s.sent)

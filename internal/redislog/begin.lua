@@ -101,6 +101,7 @@ local function begin(log)
   log.prev = nil
   log.ended = info and final(newest(log.key, info), last)
   pcall('HSET', log.hash, 'epoch', log.epoch)
+  if info then pcall('PEXPIRE', log.hash, hour) end -- it is new, and lives as long as extend says
   if log.ended then pcall('HSET', log.hash, 'ended', last) end
 end
 

@@ -139,11 +139,16 @@ func (p *Place) Advance(entries []Entry) {
 	}
 }
 
-// Move puts a place elsewhere. The foreign events so far are behind it.
-func (t *Tail) Move(p *Place, pos position.Position) {
+// Move puts a place elsewhere. So many of the tail's foreign events lie before it.
+func (p *Place) Move(pos position.Position, foreign uint64) {
+	p.Pos, p.foreign, p.attached, p.AtEnd = pos, foreign, false, false
+}
+
+// Foreign gives the number of foreign events so far.
+func (t *Tail) Foreign() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p.Pos, p.foreign, p.attached, p.AtEnd = pos, t.foreign, false, false
+	return t.foreign
 }
 
 // Begin puts a place at the tail's end.
