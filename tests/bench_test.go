@@ -95,6 +95,74 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
+// A benchToken is the payload of a small event: about 220 bytes on the wire.
+type benchToken struct {
+	Text string `json:"text" eventbus:"required"`
+}
+
+// EventType makes it a payload.
+func (benchToken) EventType() eventbus.Type { return "bench.token" }
+
+// BenchmarkWriter writes small events to one channel from one goroutine. In the same run, go-redis
+// calls the same script by hand, once per event: each call on its own, and 64 calls in a pipeline.
+// The ratios are events per second, ours to these.
+func BenchmarkWriter(b *testing.B) {
+	require.NoError(b, eventbus.Register[benchToken]())
+	rdb := redistest.Start(b).Client(b)
+	bus, ctx := newBus(b, rdb), context.Background()
+	r, err := eventbus.NewChannel("run", "bench")
+	require.NoError(b, err)
+	ev, err := eventbus.NewEvent(uuid.New(), eventbus.System(), benchToken{"tokens "})
+	require.NoError(b, err)
+	raw, err := ev.MarshalJSON()
+	require.NoError(b, err)
+	script, name, call := redis.NewScript(appendSource(b)), "run:by-hand", 0
+	require.NoError(b, script.Load(ctx, rdb).Err())
+	byHand := func(c redis.Scripter) *redis.Cmd {
+		call++
+		return script.EvalSha(ctx, c, []string{"eventbus:log:{" + name + "}", "eventbus:producers:{" + name + "}"},
+			1, "by hand", call, "PUBLISH", 600_000, name, 10_000, 64<<20, 86_400_000, 0, 1, "1", raw)
+	}
+	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, NoProject: true})
+	timed := func(took *time.Duration, f func()) {
+		began := time.Now()
+		f()
+		*took += time.Since(began)
+	}
+	const batch = 8192
+	var ours, alone, piped time.Duration
+	n := 0
+	for b.Loop() {
+		timed(&ours, func() {
+			for range batch {
+				require.NoError(b, w.Write(ctx, ev))
+			}
+			_, err := w.Flush(ctx)
+			require.NoError(b, err)
+		})
+		timed(&alone, func() {
+			for range batch / 16 { // It is slow, so it has a part of the events.
+				require.NoError(b, byHand(rdb).Err())
+			}
+		})
+		timed(&piped, func() {
+			for range batch / 64 {
+				pipe := rdb.Pipeline()
+				for range 64 {
+					byHand(pipe)
+				}
+				_, err := pipe.Exec(ctx)
+				require.NoError(b, err)
+			}
+		})
+		n += batch
+	}
+	b.ReportMetric(float64(n)/ours.Seconds(), "events/s")
+	b.ReportMetric(16*alone.Seconds()/ours.Seconds(), "ratio-byhand")
+	b.ReportMetric(piped.Seconds()/ours.Seconds(), "ratio-pipelined")
+	b.ReportMetric(0, "ns/op")
+}
+
 // An audience is many SSE connections that count the events they are sent.
 type audience struct {
 	conns []net.Conn

@@ -105,15 +105,19 @@ func TestWriterWaitsForRedis(t *testing.T) {
 	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	bus, project, r := newBus(t, s.Client(t), unbounded, eventbus.WithMaxLogBytes(0), eventbus.WithPublishTimeout(100*time.Millisecond)), uuid.New(), run(t)
 	w := startStream(t, bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{r}, Buffer: 200}), project)
-	for range 3 {
+	late, other := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{run(t)}}), uuid.New()
+	for i := range 3 {
 		w.more(300)
 		s.Kill()
+		write(t, late, other, 10*i, 10*i+10) // It has nothing on the wire that may have run.
 		retries := bus.Stats().Retries
-		eventually(t, "calls are repeated", func() bool { return bus.Stats().Retries > retries+3 })
+		eventually(t, "calls are repeated", func() bool { return bus.Stats().Retries > retries+5 })
 		s.Restart(t)
 	}
 	w.more(300)
 	want := w.closed()
+	require.NoError(t, late.Close(deadline(t)))
+	require.Equal(t, countTo(0, 30), textsIn(t, s.Client(t), eventbus.ProjectChannel(other)))
 	for _, c := range []eventbus.Channel{r, eventbus.ProjectChannel(project)} {
 		require.Equal(t, want, textsIn(t, s.Client(t), c))
 	}
