@@ -47,17 +47,11 @@ func (b *Bus) Relay(ctx context.Context, kinds ...ChannelKind) error {
 	}
 	heard, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := b.feed.Relay(heard, patterns, b.channelNamed)
+	b.feed.Relay(heard, patterns, b.channelNamed)
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-b.draining.Done():
-		cancel()
-		// Shutdown waits for what was heard, so nothing more may be heard then.
-		select {
-		case <-ended:
-		case <-b.ctx.Done():
-		}
 		return ErrClosed
 	}
 }

@@ -29,8 +29,8 @@ type Stats struct {
 	// Channels is how many channels the bus listens to: also some that have had no reader for a
 	// while.
 	Channels int
-	// Active is how many publishes and subscriptions are under way, and how many Writers have events
-	// under way.
+	// Active is how many publishes, subscriptions and relays are under way, and how many Writers have
+	// events under way.
 	Active int
 	// Refused counts what was above a limit.
 	Refused Refused

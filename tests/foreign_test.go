@@ -63,7 +63,8 @@ func logOfIDs(t testing.TB, rdb redis.UniversalClient, c eventbus.Channel) (ids 
 // those that come back, in another process, too, and once to a program that only listens.
 func TestForeignEventIsLoggedAndDeliveredOnce(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
-		bus, other, ctx := newBus(t, rdb, eventbus.WithForeignLog()), newBus(t, rdb, eventbus.WithForeignLog()), deadline(t)
+		never := eventbus.WithFreshness(time.Hour) // a comparison with the log
+		bus, other, ctx := newBus(t, rdb, eventbus.WithForeignLog(), never), newBus(t, rdb, eventbus.WithForeignLog(), never), deadline(t)
 		project := uuid.New()
 		c := eventbus.ProjectChannel(project)
 		f, g := follow(t, bus, now(t, bus, c)), follow(t, other, now(t, other, c))
@@ -75,6 +76,7 @@ func TestForeignEventIsLoggedAndDeliveredOnce(t *testing.T) {
 		before := s.LastEventID
 		shout(t, rdb, 3, c, foreign(t, ev, `"also":"agent:x@1-1"`, `"prev":"12345678"`, `"channel":"user:x"`, `"final":true`))
 		f.count(1)
+		g.count(1)
 		publish(t, bus, project, nil, "1")
 		for _, f := range []*follower{f, g} {
 			f.count(2)
@@ -127,6 +129,20 @@ func TestWithoutTheOptionForeignEventsAreLive(t *testing.T) {
 		require.EqualValues(t, 1, rdb.XLen(deadline(t), logKey(c)).Val())
 		require.Empty(t, rdb.Keys(deadline(t), "eventbus:id:*").Val())
 	})
+}
+
+// TestForeignEventsOverShardedPubSub are those that somebody sends with SPUBLISH.
+func TestForeignEventsOverShardedPubSub(t *testing.T) {
+	rdb, project := redistest.Start(t).Client(t), uuid.New()
+	bus := newBus(t, rdb, eventbus.WithForeignLog(), eventbus.WithShardedPubSub())
+	c := eventbus.ProjectChannel(project)
+	f := follow(t, bus, now(t, bus, c))
+	publish(t, bus, project, nil, "0")
+	f.count(1)
+	require.EqualValues(t, 1, rdb.SPublish(deadline(t), c.String(), foreign(t, message(t, project, "1"))).Val())
+	f.count(2)
+	f.exactly(countTo(0, 2), 0)
+	require.EqualValues(t, 2, rdb.XLen(deadline(t), logKey(c)).Val())
 }
 
 // TestWhatPythonSendsIsLogged: the log has what the schema of the Python services makes of it.

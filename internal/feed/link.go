@@ -311,6 +311,7 @@ func (l *link) deliver(name, payload string) {
 	if logs {
 		u.tail.Heard()
 	}
+	ev.Final = ev.Final && (logs || !ev.Position.IsZero()) // what is in no log ends nothing
 	switch {
 	case !ok:
 	case logs:

@@ -9,25 +9,21 @@ type relay struct {
 	channel  func(name string) (string, error) // the channel with this name in Redis
 }
 
-// Relay hears all channels that the patterns match, and brings foreign events on them into their
-// logs, until the context ends. The result is closed when the link has ended then. The feed must
-// have ForeignLog, and no sharded Pub/Sub.
-func (f *Feed) Relay(ctx context.Context, patterns []string, channel func(name string) (string, error)) (ended <-chan struct{}) {
+// Relay begins to hear all channels that the patterns match, and to bring foreign events on them
+// into their logs, until the context ends. The feed must have ForeignLog, and no sharded Pub/Sub.
+func (f *Feed) Relay(ctx context.Context, patterns []string, channel func(name string) (string, error)) {
 	l := newLink(f, "")
 	l.relay = &relay{patterns, channel}
 	_, l.client, _ = f.Log.Carrier(ctx, "") // plain Pub/Sub has one for all, and no error
 	f.mu.Lock()
 	f.relays[l] = true
 	f.mu.Unlock()
-	done := make(chan struct{})
 	f.Spawn(func() {
-		defer close(done)
 		l.run(ctx)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.relays, l)
 	})
-	return done
 }
 
 // overhear takes a message on a channel that a pattern matches. What has a position is in the log.

@@ -102,9 +102,8 @@ end
 -- The item of an event that has a marker, nil where the log does not have the event: there is no
 -- marker, or it is of another epoch, so that its log was lost.
 local function marked(log, key)
-  local value = pcall('GET', key)
-  if type(value) == 'table' then return '!' .. value.err end
-  local at = match(value or '', '^%d+%-%d+') -- foreign.lua can have put more behind it
+  local at = pcall('GET', key) -- foreign.lua can have put more behind the position
+  if type(at) == 'table' then return '!' .. at.err end
   if at and match(at, '^%d+') == log.epoch then return '=' .. at end
 end
 
