@@ -44,17 +44,24 @@ local function marker(key)
   return match(value or '', '^%d+%-%d+'), match(value or '', ' .*$') or ''
 end
 
--- The answer for an event that the log has.
+-- The answer for an event that the log has. seen is where the last such event is, and how its id
+-- ends. The next one mostly follows it. Then only one entry has to be read.
+local seen = {}
 local function there(at, event)
-  local found = pcall('XREVRANGE', log.key, at, '-', 'COUNT', 2)
-  local fields, before = {}, found[2]
-  if not found.err and found[1] and found[1][1] == at then
-    for i = 1, #found[1][2], 2 do fields[found[1][2][i]] = found[1][2][i + 1] end
+  local epoch, seq = match(at, '^(%d+)%-(%d+)$')
+  local before = epoch .. '-' .. number(seq - 1)
+  local follows = seen.at == before
+  local found = pcall('XREVRANGE', log.key, at, '-', 'COUNT', follows and 1 or 2)
+  local entry, fields = found[1], {}
+  if entry and entry[1] == at then
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
   end
   if fields.event ~= event then return {at} end
-  local epoch, seq = match(at, '^(%d+)%-(%d+)$')
-  local follows = before and before[1] == epoch .. '-' .. number(seq - 1)
-  return {at, fields.also or '', fields.final or '', follows and ending(before[2][2] or '') or ''}
+  local prev = follows and seen.ending or ''
+  entry = found[2]
+  if entry and entry[1] == before then prev = ending(entry[2][2] or '') end
+  seen.at, seen.ending = at, ending(event)
+  return {at, fields.also or '', fields.final or '', prev}
 end
 
 -- Brings an event into the log, once. own and shared are its markers.
