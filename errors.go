@@ -20,10 +20,10 @@ var (
 	// answer in time, or refused for now. Trying again later may help.
 	ErrUnavailable = redislog.ErrUnavailable
 
-	// ErrEnded is wrapped by the [*PublishError] of an event for a channel that has ended. Missing
-	// names that channel. On a lone Redis the event is in no log. In a cluster Done has the channels
-	// whose log was written before. An event that the log has, and that is published again as
-	// Idempotent, succeeds.
+	// ErrEnded is wrapped by the [*PublishError] of an event for a channel that has ended. The text
+	// names that channel, and it is in Missing. On a lone Redis the event is in no log, so Missing has
+	// all channels. In a cluster Done has those whose log was written before. An event that the log
+	// has, and that is published again as Idempotent, succeeds.
 	ErrEnded = redislog.ErrEnded
 
 	// ErrRevoked ends a subscription whose [Subscription].Identity was given to [Bus.Revoke].

@@ -225,9 +225,9 @@ func firstOf(a, b error) error {
 const closeWait = time.Second
 
 // Close ends everything at once. Publishes under way return a [*PublishError]. A [Writer] that has
-// events under way stops with a [*WriteError]. Subscriptions end with [ErrClosed]. Close does not close the client. It returns when all goroutines of the bus
-// have ended, or after 1s where Redis does not answer them. The error is always nil. Closing again
-// does nothing more.
+// events under way stops with a [*WriteError]. Subscriptions end with [ErrClosed]. Close does not
+// close the client. It returns when all goroutines of the bus have ended, or after 1s where Redis
+// does not answer them. The error is always nil. Closing again does nothing more.
 func (b *Bus) Close() error {
 	if b.ctx == nil {
 		return nil

@@ -64,7 +64,8 @@ var (
 //
 // A client that comes back with a cursor at the end of channels that have all ended is answered with
 // 204: an EventSource does not come back then. When Subscription.Snapshot fails as a stream is to
-// begin, its error decides the answer as one of authorize does, and any other is a soft refusal.
+// begin, [ErrForbidden], [ErrNotFound] and [ErrGone] are answered as authorize's are. Any other error
+// is a soft refusal.
 //
 // EventSource sends cookies, but no headers of yours. Its Last-Event-ID resumes the stream, or
 // ?last_event_id= where it cannot set headers. The header takes precedence. When the bus cannot

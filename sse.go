@@ -104,7 +104,9 @@ func streamError(err error) error {
 // with an error, alone and last. Before the first frame it is a wrong option, a [*LimitError], a
 // [*ValidationError] for the subscription, or one that wraps what Snapshot has returned. Later it is
 // the cause of the context's end, [ErrRevoked] or [ErrClosed]. Before ErrClosed there is one more
-// frame, which tells the client when to come back. While Redis is away, the walk waits.
+// frame, which tells the client when to come back. While Redis is away, the walk waits. Where all
+// channels have ended, [Bus.Handler] answers a client that comes back with 204; a handler of your own
+// cannot know.
 func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOption) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		o, err := newSSEOptions(opts)

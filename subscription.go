@@ -164,8 +164,9 @@ func (b *Bus) Subscribe(ctx context.Context, channels ...Channel) iter.Seq2[Even
 }
 
 // SubscribeWith is [Bus.Subscribe] with all that a [Subscription] can say: it resumes from a
-// cursor, begins with older events, ends where the logs end, or keeps some types only. Keep Event.Cursor of the last
-// event that was dealt with: a subscription with that as After goes on right behind it.
+// cursor, begins with older events, ends where the logs end, or keeps some types only. Keep
+// Event.Cursor of the last event that was dealt with: a subscription with that as After goes on
+// right behind it.
 func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if sub.Snapshot != nil {

@@ -14,10 +14,10 @@
 //	all channels ended    Done               when their ends were given
 //
 // A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
-// call ring and End, and set its waiter, as WakeOn does. The package starts no goroutine but the
-// search of a log for an id, one at a time.
+// call ring and End, and set its waiter, as WakeOn does. The package starts a goroutine for the
+// search of a log for an id, one at a time, and two for each snapshot that is being loaded.
 //
-//	reader.go  the Reader: lanes, steps, gaps, cursors
+//	reader.go    the Reader: lanes, steps, gaps, cursors
 //	begin.go     where a subscription begins, and the search
 //	once.go      the once-rule
 //	snapshot.go  snapshots, which readers with the same view share

@@ -25,7 +25,7 @@ const (
 	snapshotBytes   = 4 << 20 // the most that a state has as JSON
 )
 
-// Snapshots has the calls of Load that are under way. A reader that joins a stream takes the answer
+// These are the calls of Load that are under way. A reader that joins a stream takes the answer
 // of any of them: the stream goes on behind the cursor that belongs to it. A reader that comes upon
 // a gap needs one that begins after that.
 type snapshots struct {

@@ -50,7 +50,7 @@ func (t *Tail) Look(p *Place) Glance {
 		var ok bool
 		if g.Skipped, ok = t.attachLocked(p); !ok {
 			if p.AtEnd && p.tailRun == t.run && p.tailNext == t.next {
-				t.sleepLocked(p) // the tail soon has what is in the log
+				t.sleepLocked(p) // if the log has more, the tail soon has it
 			} else {
 				g.Behind = true
 			}
