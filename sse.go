@@ -126,7 +126,7 @@ func (b *Bus) SubscribeSSE(ctx context.Context, sub Subscription, opts ...SSEOpt
 				return
 			}
 		}
-		if s.Err != reader.Done {
+		if s.Err != reader.ErrDone {
 			yield(nil, streamError(s.Err))
 		}
 	}

@@ -182,7 +182,7 @@ func (b *Bus) SubscribeWith(ctx context.Context, sub Subscription) iter.Seq2[Eve
 		defer r.WakeOn(ctx)()
 		for {
 			st, err := r.Next(ctx, true)
-			if err == reader.Done {
+			if err == reader.ErrDone {
 				return
 			}
 			if err != nil {

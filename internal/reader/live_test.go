@@ -71,7 +71,7 @@ func TestNoFollowLeavesOutWhatComesMeanwhile(t *testing.T) {
 	for {
 		st, err := r.Next(t.Context(), true)
 		if err != nil {
-			require.Equal(t, Done, err)
+			require.Equal(t, ErrDone, err)
 			break
 		}
 		for range r.Events(st) {

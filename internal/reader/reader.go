@@ -10,8 +10,8 @@
 //	a revoke calls End    the error of End   at once
 //	the bus is closed     cause of Closed    at once
 //	the bus drains        cause of Draining  at once; with drain, when nothing more can be read
-//	NoFollow is done      Done               when the reader is where the logs ended as it began
-//	all channels ended    Done               when their ends were given
+//	NoFollow is done      ErrDone             when the reader is where the logs ended as it began
+//	all channels ended    ErrDone             when their ends were given
 //
 // A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
 // call ring and End, and set its waiter, as WakeOn does. The package starts a goroutine for the
@@ -126,8 +126,8 @@ func (st *step) something() bool {
 	return len(st.Entries) > 0 || st.Gap != nil || st.live || st.end || st.snapshot != nil
 }
 
-// Done ends a subscription that has come to its end.
-var Done = errors.New("the subscription is done")
+// ErrDone ends a subscription that has come to its end.
+var ErrDone = errors.New("the subscription is done")
 
 // A Gap says that a lane has passed over something.
 type Gap struct {
@@ -153,7 +153,7 @@ func (r *Reader) Next(ctx context.Context, drain bool) (step, error) {
 			return step{}, err
 		}
 		if r.live && (r.noFollow || !slices.ContainsFunc(r.lanes, func(l *lane) bool { return !l.said })) {
-			return step{}, Done
+			return step{}, ErrDone
 		}
 		if draining {
 			for _, l := range r.lanes {
