@@ -181,7 +181,7 @@ local function sweep(hash, now)
   end
 end
 
-local replies = {}
+local replies, now = {}, millis()
 for i, log in ipairs(logs) do
   local items, answer = log.items, nil
   if log.alike then
@@ -197,7 +197,6 @@ for i, log in ipairs(logs) do
     replies[i], answer = table.concat(items, '\n'), table.concat(kept, '\n')
   end
   if log.last then
-    local now = millis()
     note(log, producer, call .. ' ' .. number(now) .. ' ' .. answer)
     if log.fresh then sweep(log.hash, now) end
   end
