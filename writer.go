@@ -197,7 +197,7 @@ func (w *Writer) Flush(ctx context.Context) (Cursor, error) {
 func (w *Writer) flush() *flush {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f := &flush{left: len(w.pending), cursor: w.cursor, err: w.broken(), done: make(chan struct{})}
+	f := &flush{left: len(w.pending), cursor: w.cursor, err: w.brokenLocked(), done: make(chan struct{})}
 	switch {
 	case f.err != nil:
 		f.cursor = Cursor{}
@@ -269,8 +269,8 @@ func (w *Writer) Close(ctx context.Context) error {
 	return f.err
 }
 
-// broken is the error of a Writer that can do nothing more. The caller holds mu.
-func (w *Writer) broken() error {
+// brokenLocked is the error of a Writer that can do nothing more.
+func (w *Writer) brokenLocked() error {
 	switch {
 	case w.bus == nil:
 		return errNoWriter
@@ -282,7 +282,7 @@ func (w *Writer) broken() error {
 	return nil
 }
 
-// refusal is the error of a write that comes now.
+// refusal is the error of a write that comes now, nil if it is welcome.
 func (w *Writer) refusal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -290,7 +290,7 @@ func (w *Writer) refusal() error {
 }
 
 func (w *Writer) refusalLocked() error {
-	switch err := w.broken(); {
+	switch err := w.brokenLocked(); {
 	case err != nil:
 		return err
 	case w.closed:
