@@ -19,8 +19,9 @@
 // [NewEvent] takes a payload struct and knows the type of the event from it. [PayloadAs] gives the
 // struct back. [Bus.Publish] sends an event to the channel of its project and to any others.
 // [Bus.Subscribe] is an iterator over what comes. [Bus.Handler] serves the same to browsers as
-// Server-Sent Events. [Bus.Cursor] gives the present position, for a page that loads its state
-// first. Package embedded has a Redis inside the process, for tests and for trying things out.
+// Server-Sent Events. [Bus.NewWriter] streams events, such as the tokens of an agent's run, without
+// waiting for Redis. [PublishOptions].Ends ends a channel. [Subscription].Snapshot lets a stream begin
+// with the program's state. Package embedded has a Redis inside the process, for tests and for trying things out.
 //
 // # How it works
 //
@@ -41,6 +42,9 @@
 //     their place. What can be delivered is never announced as lost.
 //   - A [Cursor] resumes in any process on the same Redis, after any restart, while the logs keep
 //     what follows it.
+//   - The events that a [Writer] has taken are in the log in the order of the calls, each once, or they
+//     are in its [WriteError], in order.
+//   - Nothing follows the end of a channel, in any log and from any process.
 //   - Publish returns nil only when every log has the event. Otherwise a [PublishError] says which
 //     logs have it, and publishing the same event again is safe.
 //   - When the bus cannot keep subscribers fresh for the time of [WithFreshness], [Bus.Health]
@@ -57,8 +61,8 @@
 // # Foreign publishers
 //
 // A program that only does a Redis PUBLISH with an event's JSON is heard, too: its events are
-// delivered live. They are in no log. So they have no position and are never replayed, and a reader
-// that is too slow for them is told of a gap.
+// delivered live. Without [WithForeignLog] they are in no log. So they have no position and are never
+// replayed, and a reader that is too slow for them is told of a gap.
 //
 // # What is left to others
 //

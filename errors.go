@@ -20,10 +20,11 @@ var (
 	// answer in time, or refused for now. Trying again later may help.
 	ErrUnavailable = redislog.ErrUnavailable
 
-	// ErrEnded is wrapped by the [*PublishError] of an event for a channel that has ended. The text
-	// names that channel, and it is in Missing. On a lone Redis the event is in no log, so Missing has
-	// all channels. In a cluster Done has those whose log was written before. An event that the log
-	// has, and that is published again as Idempotent, succeeds.
+	// ErrEnded is wrapped by the [*PublishError], or the [*WriteError], of an event for a channel that
+	// has ended. The text names that channel. PublishError.Missing has it. On a lone Redis the event is
+	// in no log, so Missing has all channels. In a cluster, Done lists those that got the event before
+	// the ended one was found. To publish an event again succeeds, if it is in the log and every attempt
+	// was Idempotent.
 	ErrEnded = redislog.ErrEnded
 
 	// ErrRevoked ends a subscription whose [Subscription].Identity was given to [Bus.Revoke].
@@ -152,7 +153,8 @@ const (
 	// GapUnknown: the cursor or Last-Event-ID cannot be read, or names an event that no log holds.
 	// The subscription goes on from the oldest event.
 	GapUnknown GapReason = "unknown"
-	// GapUnlogged: the reader was too slow for events of foreign publishers. They are in no log, so
+	// GapUnlogged: the reader was too slow for events of foreign publishers. They are in no log without
+	// [WithForeignLog], so
 	// they cannot be read again.
 	GapUnlogged GapReason = "unlogged"
 )

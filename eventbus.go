@@ -254,8 +254,9 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Cursor gives the current position of channels, as Redis has it. It is for a page that shows a
-// state and then the events that change it. The order matters on both sides:
+// Cursor gives the current position of channels, as Redis has it. It is for a page that loads a state
+// by itself, and then follows the events that change it. (A stream does both, with
+// [Subscription].Snapshot.) The order matters on both sides:
 //
 //   - The program that changes the state stores it first, and publishes the event then.
 //   - The handler that renders the page takes the cursor first, and loads the state then. It hands out

@@ -41,8 +41,10 @@ func ExampleBus_NewWriter() {
 
 	w := bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{run}, NoProject: true})
 	for _, token := range strings.SplitAfter("all tests are green", " ") {
-		// This returns at once. If the Writer has stopped, so will End say.
-		_ = w.Write(ctx, event(eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: token}))
+		// This returns at once.
+		if err := w.Write(ctx, event(eventbus.AgentMessagePayload{AgentInstanceID: agent, Message: token})); err != nil {
+			log.Fatal(err)
+		}
 	}
 	cursor, err := w.Flush(ctx) // Store it with what was said so far, to show that to who comes later.
 	if err != nil {
@@ -62,8 +64,8 @@ func ExampleBus_NewWriter() {
 				log.Fatal(err)
 			}
 			if ev.Type == eventbus.WorkflowCompleted {
-				fmt.Println(ev.Type)
-				break
+				fmt.Println(ev.Type) // the last one: the loop ends by itself
+				continue
 			}
 			token, err := eventbus.PayloadAs[eventbus.AgentMessagePayload](ev)
 			if err != nil {

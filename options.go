@@ -82,10 +82,10 @@ func WithChannelRetention(kind ChannelKind, r Retention) Option {
 	return func(o *options) { o.retentionOf[kind] = r }
 }
 
-// WithMaxLogBytes sets how many bytes of events a log keeps, for all kinds of channel. It is counted
-// in bytes of JSON as they are appended, and holds to about a sixteenth; Redis trims whole nodes of
-// a stream. The newest event always stays. What is trimmed is a gap for who was not there. The
-// default is 64 MiB; 0 is no bound. A negative number is an error of [New].
+// WithMaxLogBytes sets how many bytes of events a log keeps, for all kinds of channel. The bytes of
+// JSON are counted as they are appended. A log can have a sixteenth more, and what Redis keeps in
+// whole nodes of a stream. The newest event always stays. A reader that had not read the events that
+// are trimmed gets a gap. The default is 64 MiB; 0 is no bound. A negative number is an error of [New].
 func WithMaxLogBytes(n int) Option { return func(o *options) { o.maxLogBytes = n } }
 
 // WithPublishTimeout sets how long a publish waits for Redis at most, even if its context allows

@@ -19,14 +19,14 @@ type PublishOptions struct {
 	// NoProject leaves the project's channel out: the event goes to Channels alone. This is for the
 	// tokens of a run, which only the readers of the run want.
 	NoProject bool
-	// Ends are those of Channels that end: the event is the last one of their logs. Who publishes to
-	// them afterwards gets [ErrEnded], and streams that follow them end. The project's channel cannot
-	// end. The end lives as long as the log: see [WithRetention].
+	// Ends lists channels, out of Channels, that end with this event. Later publishes to them fail with
+	// [ErrEnded], and subscriptions that follow them end. The project's channel cannot end. When the log
+	// is dropped (see [WithRetention]), the channel is open again.
 	Ends []Channel
 	// Idempotent says that this event may be published more than once, by this process or another.
 	// A log that has got the event by an Idempotent publish in the last 10 minutes does not get it
-	// again. Every attempt must say so, also the first. The ID is kept beside the log, so it does
-	// not matter whether the entry is still there. The case of a UUID does not matter either. While
+	// again. Every attempt must say so, also the first. This also works when the log has trimmed the
+	// entry. The case of a UUID does not matter either. While
 	// a cluster moves a slot, Idempotent publishes to its channels can wait.
 	Idempotent bool
 }

@@ -18,9 +18,9 @@ import (
 // foreign publishers send meanwhile is lost: Pub/Sub forgets it.
 //
 // A [*ValidationError] comes at once for a bus without [WithForeignLog], for one with
-// [WithShardedPubSub], which foreign publishers do not use, and for a kind that is none.
+// [WithShardedPubSub], which foreign publishers do not use, and for a kind that is not valid.
 //
-// Relay hears what buses publish, too, and leaves it alone. That costs some microseconds for each
+// Relay also receives what buses publish, and ignores it. That costs some microseconds for each
 // message. An ACL user needs PSUBSCRIBE, with the patterns "<prefix><kind>:*", beside what [New]
 // asks for. A message on a name that is no channel is counted in Stats.Unreadable. Relay is safe for
 // concurrent use.

@@ -29,12 +29,13 @@ type Subscription struct {
 	After Cursor
 	// Oldest begins with the oldest event of each log. It cannot be combined with After.
 	Oldest bool
-	// Last begins so many events before the end of each log, counted before Types, or with the oldest
-	// event where there are fewer. It cannot be combined with After, Oldest or Snapshot.
+	// Last begins so many events before the end of each log, or with the oldest event where there are
+	// fewer. Events that Types leaves out count, too. It cannot be combined with After, Oldest or
+	// Snapshot.
 	Last int
 	// NoFollow ends the subscription where the logs ended when it began: what a page shows first. A
-	// channel without a log has nothing, and gets no log. A channel is done, too, when its log went
-	// back, or is another one. Over SSE the response ends with stream.live: it is for fetch, not for
+	// channel without a log has nothing, and gets no log. The subscription also ends for a channel whose
+	// log was replaced, or has lost events in a failover. Over SSE the response ends with stream.live: it is for fetch, not for
 	// EventSource, which would come back.
 	NoFollow bool
 	// LastEventID resumes from what an SSE client sends: a cursor, the ID of an event that a log of
@@ -53,8 +54,8 @@ type Subscription struct {
 	// Snapshot is for event streams: it loads the state of all Channels together, for a client that
 	// has none. The stream gives it as stream.snapshot, and goes on right behind it: see
 	// [Bus.SubscribeSSE]. It is called when a client comes without a cursor that can be read and
-	// covers all channels, and instead of each gap; with Oldest, only where a log's first event is
-	// gone.
+	// covers all channels, and instead of each gap. With Oldest it is called only where a log was
+	// trimmed: otherwise the client reads from the first event on.
 	//
 	// state is encoded as JSON, 4 MiB at most. after is the cursor that the program has stored with
 	// the state, such as [Writer.Flush] and [Receipt] give it: nothing is missing behind it and

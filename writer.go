@@ -37,11 +37,14 @@ const (
 // to Redis on the wire, and what is written meanwhile goes together into the next one. Writers and
 // publishers of a process share calls.
 //
-// If Redis is away, the Writer goes on for 10 minutes, and Write waits when the buffer is full. An
-// error that lasts stops the Writer: the log has ended or is no log, or the 10 minutes are over.
-// From then on, every method returns the same [*WriteError], which has the events that are not known
-// to be in their logs. So a program that calls [Writer.Flush] or [Writer.Close] in the end learns of
-// everything, and may ignore the errors of Write.
+// If Redis is away, the Writer goes on for 10 minutes, and Write waits when the buffer is full. Three
+// things stop the Writer: a channel has ended, the key of a log in Redis holds something else, or
+// Redis was away for 10 minutes. From then on, every method returns the same [*WriteError], which has
+// the events that are not known to be in their logs.
+//
+// [Writer.Flush], [Writer.Close] and [Writer.End] report every event that Write has taken. Check the
+// error of Write all the same: an event that is not valid or too large is not taken, and no later
+// call says so.
 //
 // [Bus.NewWriter] makes a Writer. It is safe for concurrent use. Two Writers may write to the same
 // channel. A Writer that has nothing under way holds no goroutine, and need not be closed.
@@ -212,7 +215,8 @@ func (w *Writer) flush() *flush {
 
 // End takes the last event of the Writer's Channels, and closes the Writer as Close does. It does
 // not wait for room in the buffer. The Channels end with the event, behind everything that was
-// written: see [PublishOptions].Ends. The project's channel gets the event, too, and goes on.
+// written: see [PublishOptions].Ends. Unless NoProject, the project's channel gets the event, too; it
+// does not end. [Writer.Flush] still gives the cursor behind the event.
 //
 // A bad event, or a Writer without Channels or with a project's channel among them, is a
 // [*ValidationError] and leaves the Writer as it was. The other errors are those of Write and Close.
@@ -247,7 +251,7 @@ func (w *Writer) End(ctx context.Context, ev Event) error {
 }
 
 // Close waits until everything that was written is in its logs. Later writes get an error that is
-// [ErrClosed]. Closing again does the same as [Writer.Flush].
+// [ErrClosed]. [Writer.Flush] still works, and gives the cursor. A second Close waits as Flush does.
 //
 // If the context ends first, Close gives up what is not in its logs yet, and returns it in a
 // [*WriteError]. What is on the wire then may still come into its logs.

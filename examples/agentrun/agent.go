@@ -68,7 +68,7 @@ func (a *agent) start(ctx context.Context, id, question string) error {
 }
 
 // answer writes the tokens of the model to the run's channel, and ends that. Write does not wait for
-// Redis. If it fails for good, so does End, with all events that are not in the log.
+// Redis. End does, and its error has all events that were taken and are not in the log.
 func (a *agent) answer(channel eventbus.Channel, question string, said int) {
 	w := a.bus.NewWriter(eventbus.WriterOptions{Channels: []eventbus.Channel{channel}, NoProject: true})
 	for text := range a.model(question, said) {
@@ -77,7 +77,10 @@ func (a *agent) answer(channel eventbus.Channel, question string, said int) {
 			log.Print(err)
 			continue
 		}
-		_ = w.Write(a.ctx, ev)
+		if err := w.Write(a.ctx, ev); err != nil {
+			log.Printf("%s: %v", channel, err)
+			break
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
