@@ -200,7 +200,7 @@ func TestForeignEventOfTwoChannelsComesOnce(t *testing.T) {
 		relay(t, relays)
 		listened(t, rdb, 2, p)
 		listened(t, rdb, 3, a)
-		const n = 500
+		const n = 200
 		pipe := rdb.Pipeline()
 		for i := range n {
 			m := foreign(t, message(t, project, fmt.Sprint(i)))
@@ -481,7 +481,7 @@ func TestRedisRefusesForeignEvents(t *testing.T) {
 	shout(t, rdb, 1, c, foreign(t, message(t, project, "0")))
 	f.count(1)
 	require.NoError(t, rdb.ConfigSet(deadline(t), "maxmemory", "1").Err())
-	const n = 500
+	const n = 200
 	for i := 1; i < n; i++ {
 		shout(t, rdb, 1, c, foreign(t, message(t, project, fmt.Sprint(i))))
 	}

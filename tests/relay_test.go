@@ -185,7 +185,7 @@ func TestForeignEventsOutliveBusesAndRelays(t *testing.T) {
 				}
 			})
 		}
-		const publishers, n = 4, 400
+		const publishers, n = 4, 100
 		var senders sync.WaitGroup
 		var mu sync.Mutex
 		sent := make(map[eventbus.Channel][]string)
