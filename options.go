@@ -131,7 +131,7 @@ func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 
 // WithForeignLog puts the events of foreign publishers into the log. Those are programs that only
 // do PUBLISH <channel> '{event}', without a position. Such an event is then delivered like any
-// other: once, in the order of its channel's log, with a position and a cursor, and again to whoever
+// other: once, in the order of its channel's log, with a position and a cursor, and again to who
 // comes back later. Without the option, who listens gets it live, and it is in no log.
 //
 // A bus hears the channels that it has subscriptions to, and all of some kinds with [Bus.Relay].
@@ -147,9 +147,9 @@ func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 //     does. On a project's channel it says nothing. A message on a channel that has ended is
 //     dropped.
 //
-// What Redis refuses for now is tried again in order, for 10 minutes and within 64 MiB. [Bus.Health]
-// fails meanwhile. What cannot come into its log is counted in Stats.Unreadable, and a warning says
-// why.
+// What Redis refuses for now is tried again in order, for 10 minutes and within 64 MiB. If that
+// takes longer than [WithFreshness] says, [Bus.Health] fails. What cannot come into its log is
+// counted in Stats.Unreadable, and a warning says why.
 func WithForeignLog() Option { return func(o *options) { o.foreignLog = true } }
 
 // WithLogger sets where the bus logs what needs attention. The default is

@@ -8,22 +8,22 @@ import (
 	"github.com/syndarix/eventbus/internal/rawjson"
 )
 
-// Relay hears all channels of some kinds, and puts the events of foreign publishers into their logs:
-// see [WithForeignLog]. So they are there for whoever subscribes later, also where nobody listens
-// now. Without kinds, it hears projects, agents and users. Several processes can relay the same
-// kinds: each log has each event once, and any of them can stop.
+// Relay hears all channels of some kinds, and puts the events of foreign publishers into their
+// logs: see [WithForeignLog]. So they are there for whoever subscribes later, also where nobody
+// listens now. Without kinds, it hears projects, agents and users. Several processes can relay the
+// same kinds: each log has each event once, and any of them can stop.
 //
-// Relay blocks until the context ends, and returns the context's cause, or until the bus closes, and
-// returns [ErrClosed]. While Redis is away it tries to connect again, and [Bus.Health] fails. What
-// foreign publishers send meanwhile is lost: Pub/Sub forgets it.
+// Relay blocks until the context ends, and returns the context's cause, or until the bus closes,
+// and returns [ErrClosed]. While Redis is away it tries to connect again, and [Bus.Health] fails.
+// What foreign publishers send meanwhile is lost: Pub/Sub forgets it.
 //
 // A [*ValidationError] comes at once for a bus without [WithForeignLog], for one with
-// [WithShardedPubSub], which foreign publishers do not use, and for a kind that is not valid.
+// [WithShardedPubSub], which foreign publishers do not use, and for a kind that is none.
 //
-// Relay also receives what buses publish, and ignores it. That costs some microseconds for each
-// message. An ACL user needs PSUBSCRIBE, with the patterns "<prefix><kind>:*", beside what [New]
-// asks for. A message on a name that is no channel is counted in Stats.Unreadable. Relay is safe for
-// concurrent use.
+// Relay has a connection of its own. It hears what buses publish, too, and leaves it alone, which
+// costs some microseconds for each message. An ACL user needs PSUBSCRIBE, with the patterns
+// "<prefix><kind>:*", beside what [New] asks for. A message on a name that is no channel is counted
+// in Stats.Unreadable. Relay is safe for concurrent use.
 func (b *Bus) Relay(ctx context.Context, kinds ...ChannelKind) error {
 	if err := b.made(); err != nil {
 		return err

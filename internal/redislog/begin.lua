@@ -160,6 +160,10 @@ end
 
 -- Writes into the hash what the appends of this call have changed, and other fields.
 local function note(log, ...)
+  if not log.ended and (log.most == 0 or log.bytes < log.most / 16) then -- The usual case.
+    pcall('HSET', log.hash, 'bytes', number(log.bytes), 'last', log.prev, ...)
+    return
+  end
   local fields = trim(log)
   if log.ended then fields[#fields + 1], fields[#fields + 2] = 'ended', log.ended end
   fields[#fields + 1], fields[#fields + 2] = 'last', log.prev
