@@ -149,7 +149,7 @@ func (c *rawClient) wakeUp(t *testing.T, server *httptest.Server, events int) {
 			if i := bytes.LastIndex(frame, []byte("id: ")); i >= 0 {
 				c.id, _, _ = strings.Cut(string(frame[i+4:]), "\n")
 			}
-			if bytes.Contains(frame, []byte("data: ")) {
+			if bytes.Contains(frame, []byte("data: ")) && !bytes.HasPrefix(frame, []byte("event: stream.live")) {
 				if !bytes.Contains(frame, fmt.Appendf(nil, `"message":"%d `, c.next)) {
 					t.Errorf("want event %d, got %.300s", c.next, frame)
 					return
