@@ -184,3 +184,17 @@ func TestForeignEventsWhileSlotsMove(t *testing.T) {
 	require.Eventually(t, func() bool { return rdb.XLen(ctx, logKey(ch)).Val() == int64(n) }, time.Minute, 10*time.Millisecond)
 	t.Logf("%d events while a slot moved 4 times", n)
 }
+
+// TestForeignEventsOverShardedPubSub are those that somebody sends with SPUBLISH.
+func TestForeignEventsOverShardedPubSub(t *testing.T) {
+	rdb, project := redistest.Start(t).Client(t), uuid.New()
+	bus := newBus(t, rdb, eventbus.WithForeignLog(), eventbus.WithShardedPubSub())
+	c := eventbus.ProjectChannel(project)
+	f := follow(t, bus, now(t, bus, c))
+	publish(t, bus, project, nil, "0")
+	f.count(1)
+	require.EqualValues(t, 1, rdb.SPublish(deadline(t), c.String(), foreign(t, message(t, project, "1"))).Val())
+	f.count(2)
+	f.exactly(countTo(0, 2), 0)
+	require.EqualValues(t, 2, rdb.XLen(deadline(t), logKey(c)).Val())
+}

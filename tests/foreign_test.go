@@ -2,7 +2,6 @@ package tests
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -10,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/syndarix/eventbus"
-	"github.com/syndarix/eventbus/internal/testing/redistest"
 	"github.com/syndarix/eventbus/internal/testing/sseclient"
 )
 
@@ -40,13 +37,14 @@ func shout(t testing.TB, rdb redis.UniversalClient, listeners int64, c eventbus.
 	require.Equal(t, listeners, heard)
 }
 
-// listened waits until so many connections listen to each channel, by its name or by a pattern.
+// listened waits until so many connections listen to each channel, one of them by patterns, if any
+// does.
 func listened(t testing.TB, rdb redis.UniversalClient, n int64, channels ...eventbus.Channel) {
 	t.Helper()
 	for _, c := range channels {
 		require.Eventually(t, func() bool {
 			by := rdb.PubSubNumSub(deadline(t), c.String()).Val()[c.String()]
-			return by+rdb.PubSubNumPat(deadline(t)).Val() >= n
+			return by+min(1, rdb.PubSubNumPat(deadline(t)).Val()) >= n
 		}, time.Minute, time.Millisecond, "%d listen to %s", n, c)
 	}
 }
@@ -129,20 +127,6 @@ func TestWithoutTheOptionForeignEventsAreLive(t *testing.T) {
 		require.EqualValues(t, 1, rdb.XLen(deadline(t), logKey(c)).Val())
 		require.Empty(t, rdb.Keys(deadline(t), "eventbus:id:*").Val())
 	})
-}
-
-// TestForeignEventsOverShardedPubSub are those that somebody sends with SPUBLISH.
-func TestForeignEventsOverShardedPubSub(t *testing.T) {
-	rdb, project := redistest.Start(t).Client(t), uuid.New()
-	bus := newBus(t, rdb, eventbus.WithForeignLog(), eventbus.WithShardedPubSub())
-	c := eventbus.ProjectChannel(project)
-	f := follow(t, bus, now(t, bus, c))
-	publish(t, bus, project, nil, "0")
-	f.count(1)
-	require.EqualValues(t, 1, rdb.SPublish(deadline(t), c.String(), foreign(t, message(t, project, "1"))).Val())
-	f.count(2)
-	f.exactly(countTo(0, 2), 0)
-	require.EqualValues(t, 2, rdb.XLen(deadline(t), logKey(c)).Val())
 }
 
 // TestWhatPythonSendsIsLogged: the log has what the schema of the Python services makes of it.
@@ -291,9 +275,7 @@ func TestForeignIDs(t *testing.T) {
 			shout(t, rdb, 2, c, foreign(t, ev))
 		}
 		want := countTo(0, len(ids))
-		for _, f := range []*follower{f, g} {
-			f.count(len(want)) // an event of ours could overtake what the buses have only heard
-		}
+		f.count(len(want))
 		for i := range 20 { // also between events of buses, and seen from their messages' prev
 			text := fmt.Sprint(len(ids) + i)
 			want = append(want, text)
@@ -415,162 +397,4 @@ func TestForeignAndOwnEventsKeepTheOrderOfTheLog(t *testing.T) {
 		}
 		require.NotContains(t, log.String(), "does not bring")
 	})
-}
-
-// TestReplyToAForeignAppendIsLost: the connection breaks between the call and its answer. The event
-// is in the log once, and delivered once.
-func TestReplyToAForeignAppendIsLost(t *testing.T) {
-	s := redistest.Start(t)
-	p := redistest.StartProxy(t, s.Addr)
-	rdb, project := s.Client(t), uuid.New()
-	c, a := eventbus.ProjectChannel(project), eventbus.AgentChannel(uuid.New())
-	bus := newBus(t, split{p.Client(t), rdb}, eventbus.WithForeignLog(), quiet())
-	f := follow(t, bus, now(t, bus, c, a))
-	var lost atomic.Int64
-	for i := range 20 {
-		ev := message(t, project, fmt.Sprint(i))
-		var did atomic.Bool
-		p.SetOnReply(func(asked, _ []byte) bool {
-			if bytes.Contains(asked, []byte(ev.ID)) && did.CompareAndSwap(false, true) {
-				lost.Add(1)
-				return false
-			}
-			return true
-		})
-		shout(t, rdb, 1, c, foreign(t, ev))
-		shout(t, rdb, 1, a, foreign(t, ev))
-		f.count(i + 1)
-	}
-	require.EqualValues(t, 20, lost.Load())
-	require.Eventually(t, func() bool { return rdb.XLen(deadline(t), logKey(a)).Val() == 20 }, time.Minute, time.Millisecond)
-	publish(t, bus, project, nil, "20")
-	f.count(21)
-	f.exactly(countTo(0, 21), 0)
-	require.EqualValues(t, 21, rdb.XLen(deadline(t), logKey(c)).Val())
-}
-
-// TestRedisIsRestartedBeforeTheAppend: what was heard comes into the new log.
-func TestRedisIsRestartedBeforeTheAppend(t *testing.T) {
-	s := redistest.Start(t)
-	p := redistest.StartProxy(t, s.Addr)
-	rdb, project := s.Client(t), uuid.New()
-	c := eventbus.ProjectChannel(project)
-	bus := newBus(t, split{p.Client(t), rdb}, eventbus.WithForeignLog(), quiet())
-	f := follow(t, bus, now(t, bus, c))
-	shout(t, rdb, 1, c, foreign(t, message(t, project, "0")))
-	f.count(1)
-	p.SetRefuse(true)
-	p.Cut()
-	for i := 1; i < 10; i++ {
-		shout(t, rdb, 1, c, foreign(t, message(t, project, fmt.Sprint(i))))
-	}
-	shout(t, rdb, 1, c, "junk") // it comes behind them
-	settle(t, bus, 1)
-	s.Kill()
-	s.Restart(t)
-	p.SetRefuse(false)
-	f.count(10)
-	f.exactly(countTo(0, 10), 1) // the log that was there is lost
-	require.EqualValues(t, 9, rdb.XLen(deadline(t), logKey(c)).Val())
-}
-
-// TestRedisRefusesForeignEvents for a while: Health says so. Then they come, in order.
-func TestRedisRefusesForeignEvents(t *testing.T) {
-	rdb := redistest.Start(t).Client(t)
-	project := uuid.New()
-	bus := newBus(t, rdb, eventbus.WithForeignLog(), eventbus.WithFreshness(time.Second), quiet())
-	c := eventbus.ProjectChannel(project)
-	f := follow(t, bus, now(t, bus, c))
-	shout(t, rdb, 1, c, foreign(t, message(t, project, "0")))
-	f.count(1)
-	require.NoError(t, rdb.ConfigSet(deadline(t), "maxmemory", "1").Err())
-	const n = 200
-	for i := 1; i < n; i++ {
-		shout(t, rdb, 1, c, foreign(t, message(t, project, fmt.Sprint(i))))
-	}
-	require.Eventually(t, func() bool {
-		err := bus.Health()
-		return err != nil && strings.Contains(err.Error(), "foreign events wait for") && strings.Contains(err.Error(), "OOM")
-	}, time.Minute, time.Millisecond)
-	require.ErrorIs(t, bus.Health(), eventbus.ErrUnavailable)
-	f.exactly([]string{"0"}, 0)
-	require.NoError(t, rdb.ConfigSet(deadline(t), "maxmemory", "0").Err())
-	f.count(n)
-	f.exactly(countTo(0, n), 0)
-	require.Eventually(t, func() bool { return bus.Health() == nil }, time.Minute, time.Millisecond)
-	require.Zero(t, bus.Stats().Unreadable)
-}
-
-// TestShutdownBringsInWhatWasHeard, though Redis is slow.
-func TestShutdownBringsInWhatWasHeard(t *testing.T) {
-	s := redistest.Start(t)
-	p := redistest.StartProxy(t, s.Addr)
-	rdb, project := s.Client(t), uuid.New()
-	c := eventbus.ProjectChannel(project)
-	bus := newBus(t, split{p.Client(t), rdb}, eventbus.WithForeignLog(), quiet())
-	relay(t, bus)
-	p.SetDelay(50 * time.Millisecond)
-	pipe := rdb.Pipeline()
-	const n = 1000
-	listened(t, rdb, 1, c)
-	for i := range n {
-		pipe.Publish(deadline(t), c.String(), foreign(t, message(t, project, fmt.Sprint(i))))
-	}
-	pipe.Publish(deadline(t), c.String(), "junk") // it comes behind them
-	_, err := pipe.Exec(deadline(t))
-	require.NoError(t, err)
-	settle(t, bus, 1)
-	require.Less(t, rdb.XLen(deadline(t), logKey(c)).Val(), int64(n))
-	require.NoError(t, bus.Shutdown(deadline(t)))
-	require.EqualValues(t, n, rdb.XLen(deadline(t), logKey(c)).Val())
-
-	frozen := newBus(t, split{p.Client(t), rdb}, eventbus.WithForeignLog(), quiet())
-	relay(t, frozen)
-	listened(t, rdb, 1, c)
-	p.Freeze()
-	defer p.Thaw()
-	shout(t, rdb, 1, c, foreign(t, message(t, project, "stuck")))
-	shout(t, rdb, 1, c, "junk")
-	settle(t, frozen, 1)
-	ctx, cancel := context.WithCancel(deadline(t))
-	cancel()
-	require.ErrorIs(t, frozen.Shutdown(ctx), context.Canceled)
-}
-
-// TestTheBusesOwnChannelHasNoForeignEvents: revocations are for buses.
-func TestTheBusesOwnChannelHasNoForeignEvents(t *testing.T) {
-	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
-		bus, ctx := newBus(t, rdb, eventbus.WithForeignLog(), quiet()), deadline(t)
-		project := uuid.New()
-		c := eventbus.ProjectChannel(project)
-		f := follow(t, bus, eventbus.Subscription{Channels: []eventbus.Channel{c}, Identity: "me", Oldest: true})
-		publish(t, bus, project, nil, "0")
-		f.count(1)
-		own := rdb.PubSubChannels(ctx, "eventbus:*").Val()
-		require.Len(t, own, 1)
-		require.NoError(t, rdb.Publish(ctx, own[0], foreign(t, message(t, uuid.New(), "x"))).Err())
-		settle(t, bus, 1) // it is no revocation
-		require.Zero(t, rdb.XLen(ctx, "eventbus:log:{"+own[0]+"}").Val())
-		require.NoError(t, newBus(t, rdb, eventbus.WithForeignLog()).Revoke(ctx, "me"))
-		<-f.done
-	})
-}
-
-// TestABusThatTakesLessIsNotDeaf: another bus logs what is too large for this one, which finds it
-// there only.
-func TestABusThatTakesLessIsNotDeaf(t *testing.T) {
-	rdb, project := redistest.Start(t).Client(t), uuid.New()
-	var log lockedBuffer
-	c := eventbus.ProjectChannel(project)
-	large := newBus(t, rdb, eventbus.WithForeignLog())
-	small := newBus(t, rdb, eventbus.WithForeignLog(), eventbus.WithMaxEventSize(1<<10), eventbus.WithFreshness(100*time.Millisecond), eventbus.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
-	follow(t, large, now(t, large, c))
-	f := follow(t, small, now(t, small, c))
-	big := strings.Repeat("x", 2<<10)
-	for i := range 10 {
-		shout(t, rdb, 2, c, foreign(t, message(t, project, big)))
-		f.count(i + 1)
-	}
-	require.NotContains(t, log.String(), "does not bring")
-	require.Zero(t, small.Stats().Reconnects)
 }
