@@ -54,8 +54,8 @@ func newCentrifuge(_ context.Context, addr string, options map[string]string) (c
 	})}, nil
 }
 
-func (c *centrifugeNode) publish(_ context.Context, channel int, record string, after *string) error {
-	result, err := c.node.Publish(channelName(channel), body(record), centrifuge.WithHistory(10_000, 5*time.Minute))
+func (c *centrifugeNode) publish(_ context.Context, channel int, text string, after *string) error {
+	result, err := c.node.Publish(channelName(channel), body(text), centrifuge.WithHistory(10_000, 5*time.Minute))
 	if after != nil {
 		*after = fmt.Sprint(result.Offset, "@", result.Epoch)
 	}

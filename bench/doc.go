@@ -12,9 +12,11 @@
 //	centrifuge  github.com/centrifugal/centrifuge, its Redis broker and SSE transport
 //	go-sse      github.com/tmaxmax/go-sse, fed by one go-redis subscription
 //	naive       one go-redis Subscribe for each browser
+//	streams     Redis Streams by hand: one blocking XREAD for each browser
 //
 // Every event carries its publisher, number and time, so each client knows what it has
-// lost, or got twice or out of order. Files: workloads.go what is measured, server.go the
-// server process, one file for each contestant, load.go and parser.go the clients,
-// report.go the table, growth.go how cost grows.
+// lost, or got twice or out of order. Files: workloads.go and runs.go what is measured,
+// server.go the server process, one file for each contestant, state.go the state that
+// streams begin with, load.go and parser.go the clients, report.go the table, growth.go how
+// cost grows.
 package main

@@ -51,14 +51,14 @@ func atoi(s string) int {
 	return n
 }
 
-func (s *goSSE) publish(ctx context.Context, channel int, record string, after *string) error {
+func (s *goSSE) publish(ctx context.Context, channel int, text string, after *string) error {
 	id := strconv.FormatInt(s.number.Add(1), 10)
 	if after != nil {
 		*after = id
 	}
-	return s.client.Publish(ctx, channelName(channel), id+" "+string(body(record))).Err()
+	return s.client.Publish(ctx, channelName(channel), id+" "+string(body(text))).Err()
 }
 
 func (s *goSSE) request(channel int, after string) request {
-	return request{"/?channel=" + strconv.Itoa(channel), after}
+	return request{path: "/?channel=" + strconv.Itoa(channel), header: after}
 }

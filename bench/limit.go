@@ -42,13 +42,13 @@ func (l *limit) hub(channel int) *hub {
 	return h
 }
 
-func (l *limit) publish(_ context.Context, channel int, record string, _ *string) error {
+func (l *limit) publish(_ context.Context, channel int, text string, _ *string) error {
 	h := l.hub(channel)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	old := h.now.Load()
 	bytes := append(old.bytes, "id: 01234567890123456789\nevent: bench.tick\ndata: "+bodyHead...)
-	bytes = append(append(bytes, record...), bodyTail+"\n\n"...)
+	bytes = append(append(bytes, text...), bodyTail+"\n\n"...)
 	h.now.Store(&state{bytes, make(chan struct{})})
 	close(old.more)
 	return nil

@@ -18,6 +18,7 @@ type load struct {
 	wg      sync.WaitGroup
 	end     atomic.Bool
 
+	start    time.Time    // before the first connection
 	began    time.Time    // when all streams had
 	ready    atomic.Int64 // clients that have something behind their header
 	received atomic.Int64 // records in all
@@ -25,8 +26,9 @@ type load struct {
 	last     atomic.Int64 // Unix time in ns of the last record
 	timed    atomic.Bool  // note latencies
 
-	mu        sync.Mutex // guards latencies
+	mu        sync.Mutex // guards following
 	latencies []int64    // ns
+	begins    []int64    // ns from start, of each stream
 }
 
 // A client counts what it is given. It belongs to one of the load's goroutines.
@@ -40,12 +42,13 @@ type client struct {
 	ready    bool
 }
 
-// A request is what a client asks for: a path, and what it has seen last.
-type request struct{ path, header string }
+// A request is what a client asks for: a path, and what it has seen last. Its stream has begun with
+// until, or anything if that is "".
+type request struct{ path, header, until string }
 
 // connect opens streams, and waits until all have begun.
 func connect(addr string, requests []request) (*load, error) {
-	l := &load{}
+	l := &load{start: time.Now()}
 	for i := range l.polls {
 		poll, err := unix.EpollCreate1(0)
 		if err != nil {
@@ -82,11 +85,12 @@ func connect(addr string, requests []request) (*load, error) {
 		l.close()
 		return nil, <-errs
 	}
-	for start := time.Now(); l.ready.Load() < int64(len(requests)); time.Sleep(time.Millisecond) {
-		if time.Since(start) > 30*time.Second {
+	for l.ready.Load() < int64(len(requests)) {
+		if time.Since(l.start) > 30*time.Second {
 			l.close()
 			return nil, fmt.Errorf("%d of %d streams began", l.ready.Load(), len(requests))
 		}
+		time.Sleep(time.Millisecond)
 	}
 	l.began = time.Now()
 	time.Sleep(100 * time.Millisecond) // go-sse answers before it subscribes
@@ -98,7 +102,7 @@ func dial(to netip.AddrPort, r request) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{fd: fd}
+	c := &client{fd: fd, parser: parser{until: r.until}}
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -164,6 +168,9 @@ func (l *load) take(c *client, b []byte) {
 	})
 	if !c.ready && c.parser.body {
 		c.ready = true
+		l.mu.Lock()
+		l.begins = append(l.begins, int64(time.Since(l.start)))
+		l.mu.Unlock()
 		l.ready.Add(1)
 	}
 	if n := c.received - before; n > 0 {

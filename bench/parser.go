@@ -1,6 +1,9 @@
 package main
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // A parser reads one HTTP/1.1 response, chunked or not, for the records in its body. It
 // looks at as few bytes as it can, so that the load does not hide the server.
@@ -10,7 +13,9 @@ type parser struct {
 	left    int    // of the chunk
 	line    []byte // a header line, or a chunk's size, that has begun
 	status  int
-	body    bool // something has come behind the header, and blank lines
+	until   string // what the stream has begun with; "" for anything but blank lines
+	body    bool   // that has come
+	end     []byte // of what has come before, while body is false
 	carry   [recordLength]byte
 	carried int
 	headers int
@@ -84,7 +89,7 @@ func (p *parser) take(line []byte) {
 }
 
 func (p *parser) scan(b []byte, found func([]byte)) {
-	p.body = p.body || len(bytes.Trim(b, "\r\n")) > 0
+	p.body = p.body || p.begun(b)
 	if p.carried > 0 {
 		n := copy(p.carry[p.carried:], b)
 		p.carried += n
@@ -107,4 +112,15 @@ func (p *parser) scan(b []byte, found func([]byte)) {
 		found(b[:recordLength])
 		b = b[recordLength:]
 	}
+}
+
+// begun reports whether the stream has begun, with b.
+func (p *parser) begun(b []byte) bool {
+	if p.until == "" {
+		return len(bytes.Trim(b, "\r\n")) > 0
+	}
+	p.end = append(p.end, b...)
+	found := bytes.Contains(p.end, []byte(p.until))
+	p.end = slices.Clone(p.end[max(0, len(p.end)-len(p.until)):])
+	return found
 }

@@ -49,6 +49,23 @@ func TestParserFindsEveryRecordHoweverItIsCut(t *testing.T) {
 	}
 }
 
+// TestAStreamHasBegunWithItsText: not before, and also where the text comes in two reads.
+func TestAStreamHasBegunWithItsText(t *testing.T) {
+	const head, text = "HTTP/1.1 200 OK\r\n\r\nevent: state\ndata: 1\n\n", "event: live"
+	for cut := 1; cut < len(text); cut++ {
+		p := parser{until: text}
+		for _, part := range []string{head, text[:cut]} {
+			p.feed([]byte(part), func([]byte) {})
+			if p.body {
+				t.Fatalf("it has begun with %q", part)
+			}
+		}
+		if p.feed([]byte(text[cut:]), func([]byte) {}); !p.body {
+			t.Errorf("it has not begun: %q, then %q", text[:cut], text[cut:])
+		}
+	}
+}
+
 func FuzzParser(f *testing.F) {
 	for _, chunk := range []int{0, 1, 100} {
 		f.Add([]byte(response(2, chunk)), 3)

@@ -103,7 +103,9 @@ func (x *row) best() (best float64, ok bool) {
 // print writes medians as a table for each workload.
 func (rep *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, %s, %v\n", rep.Date, rep.Machine, rep.Versions)
-	columns := append(slices.Clone(names), benchmarkName)
+	columns := slices.DeleteFunc(append(slices.Clone(names), benchmarkName), func(name string) bool {
+		return !slices.ContainsFunc(rep.Rows, func(x *row) bool { return x.Values[name] != nil })
+	})
 	header := append(append([]string{""}, columns...), "ours / limit", "ours / best peer")
 	rows := [][]string{header}
 	last := ""
@@ -170,7 +172,7 @@ func printTable(w io.Writer, rows [][]string) {
 // sorted puts the rows of a workload together; contestants differ in those that they have.
 func (rep *report) sorted() []*row {
 	rows := slices.Clone(rep.Rows)
-	slices.SortStableFunc(rows, func(a, b *row) int { return cmp.Compare(a.Workload, b.Workload) })
+	slices.SortStableFunc(rows, func(a, b *row) int { return cmp.Compare(atoi(a.Workload[1:]), atoi(b.Workload[1:])) })
 	return rows
 }
 

@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,9 +24,17 @@ type contestant interface {
 	http.Handler
 	// publish returns when the event is where the contestant keeps it. An after that is not
 	// nil gets what a client would send to get all that follows ("" where there is no replay).
-	publish(ctx context.Context, channel int, record string, after *string) error
+	publish(ctx context.Context, channel int, text string, after *string) error
 	// request is what a client sends to read a channel, from now on or after an event.
 	request(channel int, after string) request
+}
+
+// A writer is a contestant that can publish without waiting for each event.
+type writer interface {
+	// write takes an event of a channel, and flush waits until all are where publish would bring
+	// them.
+	write(ctx context.Context, channel int, text string) error
+	flush(ctx context.Context) error
 }
 
 var contestants = map[string]func(ctx context.Context, redis string, options map[string]string) (contestant, error){
@@ -36,9 +43,10 @@ var contestants = map[string]func(ctx context.Context, redis string, options map
 	"centrifuge": newCentrifuge,
 	"go-sse":     newGoSSE,
 	"naive":      newNaive,
+	"streams":    newRedisStreams,
 }
 
-var names = []string{"limit", "ours", "centrifuge", "go-sse", "naive"}
+var names = []string{"limit", "ours", "centrifuge", "go-sse", "naive", "streams"}
 
 // An order is what the load asks of a server process; a line of JSON each way.
 type order struct {
@@ -48,6 +56,9 @@ type order struct {
 	For        time.Duration // instead of Events
 	Channels   int           // in turn
 	Rate       float64       // events a second in all; 0 as fast as it goes
+	Writes     bool          // as a writer does, where the contestant is one
+	Short      bool          // events without padding
+	Same       bool          // the same event each time
 	Channel    int
 	After      string
 }
@@ -60,7 +71,8 @@ type answer struct {
 	P50, P99     float64 // ms, of a publish
 	After        string  // the first event
 	CPU          float64 // s, user and system
-	RSS          int     // bytes
+	RSS, PeakRSS int     // bytes
+	Loads        int     // of the state, see state.go
 	Path, Header string
 }
 
@@ -125,8 +137,8 @@ func obey(ctx context.Context, c contestant, o order, options map[string]string)
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 			return answer{}, err
 		}
-		rss, err := residentBytes()
-		return answer{CPU: float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9, RSS: rss}, err
+		rss, peak, err := residentBytes()
+		return answer{CPU: float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9, RSS: rss, PeakRSS: peak, Loads: int(loads.Load())}, err
 	}
 	return answer{}, fmt.Errorf("unknown order %q", o.Do)
 }
@@ -139,17 +151,29 @@ func heapProfile(file string) error {
 	return errors.Join(pprof.WriteHeapProfile(f), f.Close())
 }
 
-func residentBytes() (int, error) {
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0, err
+func residentBytes() (now, peak int, err error) {
+	b, err := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		switch name, rest, _ := strings.Cut(line, ":"); name {
+		case "VmRSS":
+			now = atoi(strings.Fields(rest)[0]) << 10
+		case "VmHWM":
+			peak = atoi(strings.Fields(rest)[0]) << 10
+		}
 	}
-	pages, err := strconv.Atoi(strings.Fields(string(b))[1])
-	return pages * os.Getpagesize(), err
+	return now, peak, err
 }
 
 // publish shares the events out to publishers, each of which publishes one after the other.
 func publish(ctx context.Context, c contestant, o order) (answer, error) {
+	send := c.publish
+	w, writes := c.(writer)
+	if writes = writes && o.Writes; writes {
+		send = func(ctx context.Context, channel int, text string, _ *string) error {
+			return w.write(ctx, channel, text)
+		}
+	}
+	same := o.text(0, 1)
 	a := answer{Begin: time.Now().UnixNano()}
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -160,7 +184,8 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 		wg.Go(func() {
 			took := make([]int64, 0, 1024)
 			var err error
-			for n := 0; ; n++ {
+			n := 0
+			for ; ; n++ {
 				if o.For > 0 && time.Since(began) >= o.For || o.For == 0 && p+n*o.Publishers >= o.Events {
 					break
 				}
@@ -172,23 +197,40 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 				if p == 0 && n == 0 {
 					after = &a.After
 				}
+				text := same
+				if !o.Same {
+					text = o.text(p, n+1)
+				}
 				start := time.Now()
-				if err = c.publish(ctx, (p+n*o.Publishers)%max(o.Channels, 1), record(p%8, n+1), after); err != nil {
+				if err = send(ctx, (p+n*o.Publishers)%max(o.Channels, 1), text, after); err != nil {
 					break
 				}
-				took = append(took, int64(time.Since(start)))
+				if !writes { // the time of a write says nothing, and a million take memory
+					took = append(took, int64(time.Since(start)))
+				}
 			}
 			mu.Lock()
 			defer mu.Unlock()
+			a.Events += n
 			all = append(all, took...)
 			failed = errors.Join(failed, err)
 		})
 	}
 	wg.Wait()
+	if writes {
+		failed = errors.Join(failed, w.flush(ctx))
+	}
 	a.Seconds = time.Since(began).Seconds()
-	a.Events = len(all)
 	a.P50, a.P99 = percentile(all, 0.5), percentile(all, 0.99)
 	return a, failed
+}
+
+// text is what a publisher's n-th event has.
+func (o *order) text(publisher, n int) string {
+	if o.Short {
+		return record(publisher%8, n)
+	}
+	return record(publisher%8, n) + padding
 }
 
 // A server is a contestant in its process.
@@ -259,5 +301,5 @@ func (s *server) answer() (answer, error) {
 
 func (s *server) request(channel int, after string) (request, error) {
 	a, err := s.do(order{Do: "request", Channel: channel, After: after})
-	return request{a.Path, a.Header}, err
+	return request{path: a.Path, header: a.Header}, err
 }
