@@ -209,7 +209,7 @@ func (b *browser) run() {
 			got, err = response.Body.Read(buf)
 			for _, block := range p.Parse(buf[:got]) {
 				b.id = block.LastEventID
-				if block.Event == nil {
+				if block.Event == nil || block.Event.Type == "stream.live" {
 					continue
 				}
 				if strings.Contains(block.Event.Data, `"message":"the end"`) {
