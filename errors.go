@@ -213,3 +213,26 @@ func (e *PublishError) Error() string {
 
 // Unwrap gives the cause.
 func (e *PublishError) Unwrap() error { return e.Err }
+
+// A WriteError says why a [Writer] has stopped, and which events that it took are not known to be
+// in all of their logs.
+//
+// For 10 minutes it is safe to publish these events again through the same bus, in this order, with
+// another Writer or with [Bus.Publish]. That waits for what is still on the wire, and a log that has
+// an event keeps its one entry.
+type WriteError struct {
+	// Events are in the order in which they were written.
+	Events []Event
+	// Err is the cause. It wraps [ErrEnded] where a channel has ended, [ErrUnavailable] where Redis
+	// was away for too long, and [ErrClosed] where the bus was closed. It is the cause of its
+	// context where a Close has given up.
+	Err error
+}
+
+// Error says how many events there are, and the cause.
+func (e *WriteError) Error() string {
+	return fmt.Sprintf("eventbus: write: %d events are not known to be in their logs: %v", len(e.Events), e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *WriteError) Unwrap() error { return e.Err }
