@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // response makes a response with records 1 to n in blocks, cut into chunks of some size;
@@ -11,7 +12,7 @@ import (
 func response(n, chunk int) string {
 	var text strings.Builder
 	for i := range n {
-		fmt.Fprintf(&text, "id: x\ndata: %s\n\n", body(record(3, i+1)))
+		fmt.Fprintf(&text, "id: x\ndata: %s\n\n", body(record(3, i+1, time.Now())))
 	}
 	if chunk == 0 {
 		return "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + text.String()

@@ -10,11 +10,11 @@ import (
 // nanoseconds. Nothing else in an event has a tilde.
 const recordLength = len("~#pp:ssssssss:ttttttttttttttttttt~")
 
-func record(publisher, number int) string {
+func record(publisher, number int, at time.Time) string {
 	b := []byte("~#00:00000000:0000000000000000000~")
 	enter(b[2:4], int64(publisher))
 	enter(b[5:13], int64(number))
-	enter(b[14:33], time.Now().UnixNano())
+	enter(b[14:33], at.UnixNano())
 	return string(b)
 }
 

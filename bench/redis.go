@@ -188,7 +188,7 @@ func (s *redisServer) benchmark(clients, pipeline, requests int) (float64, error
 	}
 	host, port, _ := net.SplitHostPort(s.addr)
 	out, err := exec.Command("redis-benchmark", "-h", host, "-p", port, "-c", fmt.Sprint(clients), "-P", fmt.Sprint(pipeline),
-		"-n", fmt.Sprint(requests), "--csv", "evalsha", sha, "1", "bench:log", string(body(record(0, 1)+padding))).Output()
+		"-n", fmt.Sprint(requests), "--csv", "evalsha", sha, "1", "bench:log", string(body(record(0, 1, time.Now())+padding))).Output()
 	if err != nil {
 		return 0, fmt.Errorf("redis-benchmark: %w", err)
 	}

@@ -18,7 +18,7 @@ func writing(r *run) error {
 				return nil // it has no way for that
 			}
 		}
-		o.Do, o.Publishers, o.Short, o.Same = "publish", 1, true, true
+		o.Do, o.Publishers, o.Token, o.Same = "publish", 1, true, true
 		warm := o
 		warm.For, warm.Events = 0, 10_000
 		if _, err := r.server.do(warm); err != nil {
@@ -56,7 +56,8 @@ func (r *run) publish(name string, o order, l *load) (answer, error) {
 	return a, err
 }
 
-// tokens has many runs, each of which gives tokens to one client.
+// tokens has many runs, each of which gives tokens to one client. A token that waits because its
+// publisher is behind waits for its client, too.
 func tokens(r *run) error {
 	const runs = 1000
 	for _, rate := range []int{20, 60} {
@@ -67,7 +68,7 @@ func tokens(r *run) error {
 		l.timed.Store(true)
 		name := fmt.Sprintf("%d tokens/s each", rate)
 		a, err := r.publish(name, order{
-			Do: "publish", Publishers: runs, Channels: runs, Rate: float64(rate * runs), For: 10 * time.Second, Writes: true, Short: true,
+			Do: "publish", Publishers: runs, Channels: runs, Rate: float64(rate * runs), For: 10 * time.Second, Writes: true, Token: true,
 		}, l)
 		if err != nil {
 			return err

@@ -57,7 +57,7 @@ type order struct {
 	Channels   int           // in turn
 	Rate       float64       // events a second in all; 0 as fast as it goes
 	Writes     bool          // as a writer does, where the contestant is one
-	Short      bool          // events without padding
+	Token      bool          // events without padding, which have the time when they were due
 	Same       bool          // the same event each time
 	Channel    int
 	After      string
@@ -173,7 +173,7 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 			return w.write(ctx, channel, text)
 		}
 	}
-	same := o.text(0, 1)
+	same := o.text(0, 1, time.Now())
 	a := answer{Begin: time.Now().UnixNano()}
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -189,17 +189,14 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 				if o.For > 0 && time.Since(began) >= o.For || o.For == 0 && p+n*o.Publishers >= o.Events {
 					break
 				}
-				if o.Rate > 0 {
-					due := began.Add(time.Duration(float64(n*o.Publishers+p) / o.Rate * float64(time.Second)))
-					time.Sleep(time.Until(due))
-				}
+				at := o.wait(began, p+n*o.Publishers)
 				var after *string
 				if p == 0 && n == 0 {
 					after = &a.After
 				}
 				text := same
 				if !o.Same {
-					text = o.text(p, n+1)
+					text = o.text(p, n+1, at)
 				}
 				start := time.Now()
 				if err = send(ctx, (p+n*o.Publishers)%max(o.Channels, 1), text, after); err != nil {
@@ -225,12 +222,26 @@ func publish(ctx context.Context, c contestant, o order) (answer, error) {
 	return a, failed
 }
 
-// text is what a publisher's n-th event has.
-func (o *order) text(publisher, n int) string {
-	if o.Short {
-		return record(publisher%8, n)
+// wait waits until the n-th event of all is due, and gives the time that it is to have.
+func (o *order) wait(began time.Time, n int) time.Time {
+	if o.Rate == 0 {
+		return time.Now()
 	}
-	return record(publisher%8, n) + padding
+	due := began.Add(time.Duration(float64(n) / o.Rate * float64(time.Second)))
+	time.Sleep(time.Until(due))
+	if o.Token {
+		return due
+	}
+	return time.Now()
+}
+
+// text is what a publisher's n-th event has.
+func (o *order) text(publisher, n int, at time.Time) string {
+	r := record(publisher%8, n, at)
+	if o.Token {
+		return r
+	}
+	return r + padding
 }
 
 // A server is a contestant in its process.
