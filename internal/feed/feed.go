@@ -49,8 +49,8 @@ import (
 //	 └───read────► fill ──Fill───┘
 type Feed struct {
 	Config
-	ctx       context.Context // the feed's life
-	pageBytes atomic.Int64    // size of the pages that all tails keep
+	ctx    context.Context // the feed's life
+	memory tail.Memory     // of all tails
 
 	foreign *foreignLog // nil unless ForeignLog is set
 
@@ -143,7 +143,7 @@ func (f *Feed) Acquire(channel string) *tail.Tail {
 func (f *Feed) Peek(channel string) *tail.Tail { return f.newTail(channel, true) }
 
 func (f *Feed) newTail(channel string, peek bool) *tail.Tail {
-	return tail.New(channel, f.Log.Name(channel), &f.pageBytes, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {
+	return tail.New(channel, f.Log.Name(channel), &f.memory, f.Unreadable, f.Spawn, func(r tail.Request, done func(*position.Page, error)) {
 		f.Spawn(func() {
 			done(f.Log.Read(f.ctx, redislog.Request{Channel: channel, From: r.From, Count: r.Count, Peek: peek}))
 		})

@@ -2,7 +2,6 @@ package reader
 
 import (
 	"context"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -36,7 +35,7 @@ func readerOf(t *testing.T, read func(tail.Request) *position.Page, names ...str
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}, Closed: context.Background(), Draining: context.Background(),
 		Spawn: func(f func()) { go f() }, Warn: func(string, error) {}}), waiter: pace.NewFlag(), key: position.NewKey(names)}
 	for _, name := range names {
-		tl := tail.New(name, name, new(atomic.Int64), func(err error) { t.Error(err) }, func(f func()) { go f() },
+		tl := tail.New(name, name, new(tail.Memory), func(err error) { t.Error(err) }, func(f func()) { go f() },
 			func(q tail.Request, done func(*position.Page, error)) { go func() { done(read(q), nil) }() })
 		r.lanes = append(r.lanes, &lane{tail: tl, place: tail.Place{Waiter: r.waiter}})
 	}

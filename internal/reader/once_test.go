@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -60,7 +59,7 @@ func TestNewChannelBeginsWhereItsLogEnds(t *testing.T) {
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag()}
 	end := position.Position{Epoch: 1000, Seq: 9}
 	for _, last := range []position.Position{{Epoch: 1000, Seq: 7}, {Epoch: 1000, Seq: 7}} {
-		tl := tail.New("project:p", "p", new(atomic.Int64), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { go done(&position.Page{Last: end}, nil) })
+		tl := tail.New("project:p", "p", new(tail.Memory), nil, nil, func(_ tail.Request, done func(*position.Page, error)) { go done(&position.Page{Last: end}, nil) })
 		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: last}, true))
 		r.lanes = append(r.lanes, &lane{tail: tl})
 	}
@@ -148,7 +147,7 @@ func newOnceModel(t *rapid.T, corners *int) *onceModel {
 	m := &onceModel{t: t, clock: 1000, logs: make(map[string]*modelLog), names: []string{"project:p", "agent:a", "user:u"}, events: make(map[string]*modelEvent), corners: corners}
 	for _, name := range m.names {
 		l := &modelLog{name: name, epoch: m.clock}
-		l.tail = tail.New(name, name, new(atomic.Int64), func(err error) { require.ErrorIs(t, err, tail.ErrElsewhere) }, func(f func()) { go f() }, func(r tail.Request, done func(*position.Page, error)) {
+		l.tail = tail.New(name, name, new(tail.Memory), func(err error) { require.ErrorIs(t, err, tail.ErrElsewhere) }, func(f func()) { go f() }, func(r tail.Request, done func(*position.Page, error)) {
 			page := l.page(r)
 			go done(page, nil)
 		})

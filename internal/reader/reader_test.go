@@ -24,7 +24,7 @@ func TestAReaderSleepsWhileALogCannotBeRead(t *testing.T) {
 	}
 	at := func(seq int64) position.Position { return position.Position{Epoch: 1000, Seq: seq} }
 	newTail := func(name string) *tail.Tail {
-		tl := tail.New(name, name, new(atomic.Int64), func(error) {}, func(f func()) { go f() }, away)
+		tl := tail.New(name, name, new(tail.Memory), func(error) {}, func(f func()) { go f() }, away)
 		require.True(t, tl.Fill(tl.Want(), &position.Page{Last: at(5)}, true))
 		return tl
 	}

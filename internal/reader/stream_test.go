@@ -3,7 +3,6 @@ package reader
 import (
 	"context"
 	"runtime"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,7 +21,7 @@ type benchStream struct {
 }
 
 func newBenchStream(t testing.TB) *benchStream {
-	tl := tail.New("project:p", "project:p", new(atomic.Int64), func(error) {}, func(f func()) { go f() }, nil)
+	tl := tail.New("project:p", "project:p", new(tail.Memory), func(error) {}, func(f func()) { go f() }, nil)
 	require.True(t, tl.Fill(tl.Want(), &position.Page{Last: position.Position{Epoch: benchEpoch}}, true))
 	r := &Reader{Readers: NewReaders(Config{Log: &redislog.Log{}}), waiter: pace.NewFlag(), key: position.NewKey([]string{"project:p"})}
 	r.lanes = []*lane{{tail: tl, place: tail.Place{Waiter: r.waiter}}}

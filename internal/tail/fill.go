@@ -110,7 +110,7 @@ func (t *Tail) Deaf() bool {
 }
 
 func (t *Tail) holdLocked(a wire.Event) {
-	if len(t.held) >= heldEvents || t.heldBytes+len(a.Payload) > tailBytes && t.heldBytes > 0 {
+	if len(t.held) >= heldEvents || t.heldBytes+len(a.Payload) > heldBytes && t.heldBytes > 0 {
 		t.overflow = true
 		return
 	}
@@ -249,9 +249,8 @@ func (t *Tail) takeLocked(page *position.Page) (bad []error) {
 	entries := page.After(start)
 	complete := start.Same(page.Last) || len(entries) > 0 && entries[len(entries)-1].Pos.Same(page.Last)
 	if gap != "" || !complete {
-		t.segments, t.first, t.bytes = nil, t.next, 0
+		t.clearLocked()
 		t.run++
-		t.pages.clear()
 		t.last, t.lastID, t.ended = page.Last, page.LastID, page.Ended
 		return nil
 	}

@@ -245,9 +245,6 @@ func (ps *pages) dropLocked(n int) {
 // Expire drops the pages that were not used for a while.
 func (t *Tail) Expire(now time.Time) { t.pages.expire(now) }
 
-// Drop drops all pages. The feed calls it when it gives up the tail.
-func (t *Tail) Drop() { t.pages.clear() }
-
 // clear drops all pages. A read that is under way still reaches those that wait for it, but its
 // page is not kept.
 func (ps *pages) clear() {

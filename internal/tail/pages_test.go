@@ -3,7 +3,6 @@ package tail
 import (
 	"cmp"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -17,7 +16,7 @@ func TestPageOfBefore(t *testing.T) {
 	lp := &position.Page{First: pos, Last: position.Position{Epoch: 1000, Seq: 2}, Entries: []position.LogEntry{{Pos: pos, Event: []byte("{}")}, {Pos: position.Position{Epoch: 1000, Seq: 2}, Event: []byte("{}")}}}
 	for _, cleared := range []bool{false, true} {
 		var land func(*position.Page, error)
-		tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, nil, func(_ Request, done func(*position.Page, error)) { land = done })
+		tl := New("project:p", "project:p", new(Memory), func(error) {}, nil, func(_ Request, done func(*position.Page, error)) { land = done })
 		tl.pages.join(tl, Request{From: pos, Count: pageEvents + 1})
 		if cleared {
 			tl.pages.clear()
@@ -98,7 +97,7 @@ type pageReads struct {
 // pagedTail makes a tail whose log has so many events.
 func pagedTail(events int64) (*Tail, *pageReads) {
 	reads := &pageReads{}
-	tl := New("project:p", "project:p", new(atomic.Int64), func(error) {}, nil, func(r Request, done func(*position.Page, error)) {
+	tl := New("project:p", "project:p", new(Memory), func(error) {}, nil, func(r Request, done func(*position.Page, error)) {
 		lp := &position.Page{Asked: r.From, First: position.Position{Epoch: 1000, Seq: 1}, Last: position.Position{Epoch: 1000, Seq: events}}
 		for seq := max(r.From.Seq, 1); seq <= events && len(lp.Entries) < min(r.Count, cmp.Or(reads.most, r.Count)); seq++ {
 			lp.Entries = append(lp.Entries, position.LogEntry{Pos: position.Position{Epoch: 1000, Seq: seq}, Event: []byte("{}")})

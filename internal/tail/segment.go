@@ -45,21 +45,22 @@ type segment struct {
 
 // The buffer of a tail's first segment begins small, because most channels are quiet, and doubles.
 // When a segment is full, the next one gets as much room from the start as the full one has used. A
-// full ring drops a whole segment: it keeps three quarters of its bound, or more, unless an event
-// is larger than a segment.
+// full ring drops a whole segment.
 const (
-	leastSegmentBytes  = 4 << 10
-	mostSegmentBytes   = 512 << 10
-	mostSegmentEntries = tailEvents / 4 // an entry that is passed over has no bytes
+	leastSegmentBytes = 4 << 10
+	mostSegmentBytes  = leastRingBytes / 2
 )
 
-// frameBytes is room for a frame without its payload. Hardly any frame needs more.
-const frameBytes = 768
+const (
+	frameBytes = 768 // room for a frame without its payload; hardly any frame needs more
+	entryBytes = 256 // about what an Entry and its envelope take
+)
+
+func (s *segment) size() int { return len(s.buf) + entryBytes*len(s.entries) }
 
 // takes reports whether an event with a payload of so many bytes still belongs in the segment.
 func (s *segment) takes(payload int) bool {
-	return len(s.entries) < mostSegmentEntries &&
-		(len(s.buf) == 0 || len(s.buf)+payload+frameBytes <= mostSegmentBytes)
+	return len(s.entries) == 0 || s.size()+payload+frameBytes <= mostSegmentBytes
 }
 
 // Beyond reports whether the entry is further on in the log than p.

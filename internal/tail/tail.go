@@ -52,7 +52,8 @@ type Tail struct {
 	next     uint64            // ordinal of the entry to come
 	run      uint64            // raised when the tail starts anew: then older ordinals mean nothing
 	foreign  uint64            // number of foreign events so far
-	bytes    int               // bytes in all segments
+	memory   *Memory           // counts the ring
+	bytes    int               // size of all segments
 	last     position.Position // the tail is complete up to here
 	lastID   string            // id of the event at last, "" if unknown
 	ended    bool              // the log ends with the event at last
@@ -78,20 +79,25 @@ type Tail struct {
 	finds int
 }
 
-// These bound a ring in events and bytes, and what is held. tailBytes bounds both.
+// A Memory bounds what all tails of a bus keep. Its zero value is ready.
+type Memory struct {
+	pages, rings atomic.Int64 // bytes
+}
+
 const (
-	tailEvents = 4096
-	tailBytes  = 2 << 20
-	heldEvents = 512
+	ringBytes      = 3 << 20   // the most in a ring
+	ringsBytes     = 128 << 20 // the most in all rings, but
+	leastRingBytes = 128 << 10 // each ring may have this, however many there are
+	heldEvents     = 512
+	heldBytes      = 2 << 20
 )
 
-// New makes the tail of a channel. All tails of a bus count the bytes of their pages in pageBytes.
-// read starts a read of the log on another goroutine, and spawn any other goroutine. Both can be
-// called under a lock of the tail, onBad never is.
-func New(channel, name string, pageBytes *atomic.Int64, onBad func(error), spawn func(func()), read func(Request, func(*position.Page, error))) *Tail {
+// New makes the tail of a channel. read starts a read of the log on another goroutine, and spawn any
+// other goroutine. Both can be called under a lock of the tail, onBad never is.
+func New(channel, name string, m *Memory, onBad func(error), spawn func(func()), read func(Request, func(*position.Page, error))) *Tail {
 	return &Tail{
-		Channel: channel, Name: name, onBad: onBad, spawn: spawn,
-		pages:  pages{read: read, taken: pageBytes},
+		Channel: channel, Name: name, onBad: onBad, spawn: spawn, memory: m,
+		pages:  pages{read: read, taken: &m.pages},
 		key:    position.NewKey([]string{name}),
 		Opened: make(chan struct{}),
 		since:  time.Now(),
@@ -105,8 +111,7 @@ func (t *Tail) addLoggedLocked(e position.LogEntry) error {
 	if err != nil {
 		t.roomLocked(0).skip(e)
 		t.last, t.lastID, t.ended = e.Pos, "", e.Final
-		t.next++
-		t.trimLocked()
+		t.addedLocked(0)
 		return err
 	}
 	ev.Position, ev.Also, ev.Final = e.Pos, e.Also, e.Final
@@ -125,33 +130,53 @@ func (t *Tail) addLocked(ev wire.Event) {
 	s := t.roomLocked(len(ev.Payload))
 	before := len(s.buf)
 	s.add(t.key, ev, pos)
-	t.bytes += len(s.buf) - before
 	t.last = pos
+	t.addedLocked(len(s.buf) - before)
+}
+
+// addedLocked counts a new entry with so many bytes of frames.
+func (t *Tail) addedLocked(frame int) {
 	t.next++
-	t.trimLocked()
+	t.growLocked(frame + entryBytes)
+	for len(t.segments) > 1 && (t.bytes > ringBytes || t.bytes > leastRingBytes && t.memory.rings.Load() > ringsBytes) {
+		t.growLocked(-t.segments[0].size())
+		t.segments = slices.Delete(t.segments, 0, 1)
+		t.first = t.segments[0].first
+	}
+}
+
+func (t *Tail) growLocked(bytes int) {
+	t.bytes += bytes
+	t.memory.rings.Add(int64(bytes))
+}
+
+// clearLocked drops the ring.
+func (t *Tail) clearLocked() {
+	t.growLocked(-t.bytes)
+	t.segments, t.first = nil, t.next
+	t.pages.clear()
+}
+
+// Drop gives up what the tail keeps. It may not be used any more.
+func (t *Tail) Drop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.clearLocked()
+	t.memory = new(Memory) // A message may still be on its way here.
 }
 
 // roomLocked gives the segment for the next event, which has a payload of so many bytes.
 func (t *Tail) roomLocked(payload int) *segment {
-	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
-		return t.segments[n-1]
-	}
 	s := &segment{channel: t.Channel, first: t.next, before: t.last}
 	if n := len(t.segments); n > 0 {
 		full := t.segments[n-1]
+		if full.takes(payload) {
+			return full
+		}
 		s.entries, s.buf = make([]Entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
 	}
 	t.segments = append(t.segments, s)
 	return s
-}
-
-// trimLocked drops the oldest segments while the ring is over its bounds.
-func (t *Tail) trimLocked() {
-	for len(t.segments) > 1 && (t.bytes > tailBytes || t.next-t.first > tailEvents) {
-		t.bytes -= len(t.segments[0].buf)
-		t.segments = slices.Delete(t.segments, 0, 1)
-		t.first = t.segments[0].first
-	}
 }
 
 // hasLocked reports whether the tail has had the event at pos. Where the ring still has an entry
