@@ -45,12 +45,12 @@ for i = 1, tonumber(ARGV[1]) do
     most = tonumber(ARGV[a + 2]), life = ARGV[a + 3], least = ARGV[a + 4], items = {}, alike = true}
   a = a + 5
   logs[i] = log
-  local known = pcall('HMGET', log.hash, 'epoch', 'last', producer, 'bytes', 'ended')
+  local known = pcall('HMGET', log.hash, 'epoch', 'last', producer, 'bytes', 'ended', 'until')
   if known.err then
     log.err = known.err
   else
     log.epoch, log.prev, log.fresh = known[1], known[2], not known[3]
-    log.bytes, log.ended = tonumber(known[4] or 0), known[5]
+    log.bytes, log.ended, log.upto = tonumber(known[4] or 0), known[5], tonumber(known[6] or 0)
     if known[3] then
       local of, answer = match(known[3], '^(%d+) %d+ (.*)$')
       if tonumber(of) > tonumber(call) then return redis.error_reply('LATE a newer call of this producer has run') end
@@ -196,14 +196,17 @@ for i, log in ipairs(logs) do
     end
     replies[i], answer = table.concat(items, '\n'), table.concat(kept, '\n')
   end
+  local life = tonumber(log.life)
+  local upto = life == 0 and 2^53 or now + life
+  local lives = log.last and log.upto >= upto - math.min(life / 16, 1000)
   if log.last then
-    note(log, producer, call .. ' ' .. number(now) .. ' ' .. answer)
+    note(log, 'until', number(lives and log.upto or upto), producer, call .. ' ' .. number(now) .. ' ' .. answer)
     if log.fresh then sweep(log.hash, now) end
   end
   -- This comes behind all appends: once a script has written, Redis lets it write where memory is
-  -- full. A master that became a replica refuses, so it gives no answer from its hash. It has
-  -- refused the appends, too.
-  local set = extend(log.key, log.hash, log.life)
+  -- full. A master that became a replica refuses, so it gives no answer from its hash. It refuses
+  -- appends, too.
+  local set = not lives and extend(log.key, log.hash, log.life)
   if type(set) == 'table' and find(set.err, 'READONLY', 1, true) then return set end
 end
 return replies

@@ -262,11 +262,62 @@ func TestProducersAreSweptUp(t *testing.T) {
 			appendOne()
 		}
 		fields := client.HGetAll(ctx, key).Val()
-		for _, field := range []string{"epoch", "last", "bytes"} {
+		for _, field := range []string{"epoch", "last", "bytes", "until"} {
 			require.Contains(t, fields, field)
 			delete(fields, field)
 		}
 		require.True(t, len(fields) == 1001, "%d producers", len(fields))
+	})
+}
+
+// TestLivesAreExtended: what is appended lives as long as the longest life that any process wants.
+// Not every append has to say so.
+func TestLivesAreExtended(t *testing.T) {
+	eachServer(t, func(t *testing.T, client *redis.Client) {
+		ctx, hash := context.Background(), producersKey("run:r")
+		appends := func(age time.Duration) {
+			l := newTestLog(client)
+			l.retention = func(string) Retention { return Retention{Events: 1000, Age: age} }
+			require.Empty(t, l.Send(ctx, []*Call{l.newCall(uuid.NewString(), 1, alone(newCommit(t, false, "run:r")))}))
+		}
+		lives := func(age time.Duration) {
+			t.Helper()
+			for _, key := range []string{logKey("run:r"), hash} {
+				require.InDelta(t, age, client.PTTL(ctx, key).Val(), float64(time.Minute), key)
+			}
+		}
+		appends(24 * time.Hour)
+		lives(24 * time.Hour)
+		until := client.HGet(ctx, hash, "until").Val()
+		appends(time.Hour)
+		lives(24 * time.Hour)
+		require.Equal(t, until, client.HGet(ctx, hash, "until").Val())
+		appends(48 * time.Hour)
+		lives(48 * time.Hour)
+
+		// An hour goes by.
+		before := client.HGet(ctx, hash, "until").Val()
+		require.NoError(t, client.HIncrBy(ctx, hash, "until", -time.Hour.Milliseconds()).Err())
+		for _, key := range []string{logKey("run:r"), hash} {
+			require.NoError(t, client.PExpire(ctx, key, 47*time.Hour).Err())
+		}
+		appends(48 * time.Hour)
+		lives(48 * time.Hour)
+		require.GreaterOrEqual(t, client.HGet(ctx, hash, "until").Val(), before)
+
+		// The log is lost alone; then the hash alone.
+		require.NoError(t, client.Del(ctx, logKey("run:r")).Err())
+		appends(24 * time.Hour)
+		lives(24 * time.Hour)
+		require.NoError(t, client.Del(ctx, hash).Err())
+		appends(24 * time.Hour)
+		lives(24 * time.Hour)
+
+		appends(0)
+		appends(time.Hour)
+		for _, key := range []string{logKey("run:r"), hash} {
+			require.EqualValues(t, -1, client.PTTL(ctx, key).Val())
+		}
 	})
 }
 

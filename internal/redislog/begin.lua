@@ -6,6 +6,8 @@
 --               a foreign publisher has made it: see prev in append.lua
 --   ended       the position of the log's last event, if the log has ended
 --   bytes, marks  how much was appended: see trim
+--   until       the time in ms to which append.lua has extended the log's life. It does so once a
+--               second at most
 --   <producer>  number, time and answer of the producer's last call (see append.lua)
 
 local pcall, find, match = redis.pcall, string.find, string.match
@@ -84,9 +86,9 @@ local function final(entry, last)
 end
 
 -- What a script that appends knows of a log is in a table. The call gives key, hash, channel, keep,
--- most, life and least. The hash gives epoch, prev (its field last), bytes and ended. id is for
--- XADD. err says why nothing can be appended. last is the position of what the call has appended
--- last.
+-- most, life and least. The hash gives epoch, prev (its field last), bytes, ended and upto (its field
+-- until). id is for XADD. err says why nothing can be appended. last is the position of what the call
+-- has appended last.
 
 -- Begins a log, or looks at one that is not what its hash says: the hash is gone, the log is gone,
 -- or another program has written to it.
@@ -98,7 +100,7 @@ local function begin(log)
   end
   log.epoch = match(last, '^%d+')
   log.id = log.epoch .. '-*'
-  log.prev = nil
+  log.prev, log.upto = nil, 0
   log.ended = info and final(newest(log.key, info), last)
   pcall('HSET', log.hash, 'epoch', log.epoch)
   if info then pcall('PEXPIRE', log.hash, hour) end -- it is new, and lives as long as extend says
