@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/syndarix/eventbus/internal/position"
+	"github.com/syndarix/eventbus/internal/wire"
 )
 
 // A Snapshot is a program's way to load the state of everything that a stream shows.
@@ -46,6 +47,21 @@ type flight struct {
 	err   error
 
 	foreign map[string]uint64 // how many foreign events each tail had had before the call, by name
+
+	mu             sync.Mutex // guards following
+	cursor, reason string     // of the last block
+	last           []byte
+}
+
+// block gives the state as a block. Streams that stand at the same cursor share its memory.
+func (f *flight) block(cursor, reason string) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last == nil || f.cursor != cursor || f.reason != reason {
+		f.cursor, f.reason = cursor, reason
+		f.last = wire.AppendSnapshot(nil, cursor, reason, f.state)
+	}
+	return f.last
 }
 
 // ask asks for a snapshot. Next gives it, as a step. With fresh, only a call that begins from now on

@@ -31,7 +31,6 @@ type Stream struct {
 	old      bool   // the logs do not reach back to it, and no newer one has come
 	reason   string // of the snapshot that is due
 	gap      *Gap   // the gap that it is to mend, nil at the beginning
-	opened   bool   // there was a frame with a retry field
 	replayed int    // how many events were sent before the stream was live
 
 	sent []position.Position // the positions in the last id field that was written
@@ -39,7 +38,7 @@ type Stream struct {
 	buf  []byte
 
 	written, checked time.Time     // when there was a frame last, and when Check was called last
-	retry            time.Duration // the most that the last retry field could have said
+	retry            time.Duration // the most that the last retry field could have said; 0: there was none
 }
 
 // Stream gives the frames of a reader, until the context ends.
@@ -86,7 +85,7 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 			frame = s.quiet()
 		}
 		if len(frame) > 0 {
-			if !yield(frame) {
+			if s.retry == 0 && !yield(append(s.appendRetry(nil), '\n')) || !yield(frame) {
 				return
 			}
 			s.written = now
@@ -119,7 +118,6 @@ func (s *Stream) first() (st step) {
 
 // open gives the first frame, with the place at which the stream begins.
 func (s *Stream) open() []byte {
-	s.opened = true
 	s.buf = append(s.idBlock(s.appendRetry(s.buf[:0])), '\n')
 	return s.buf
 }
@@ -234,15 +232,12 @@ func (s *Stream) appendSnapshot(f *flight) (frame []byte, ok bool) {
 	if err == nil && !s.old {
 		err, s.after = s.jump(f), f.after
 	}
-	if !s.opened {
-		s.buf = append(s.appendRetry(s.buf), '\n')
-	}
 	switch {
 	case s.old:
 		s.appendGap(gap)
 	case err == nil:
 		s.sent = s.positions(s.sent)
-		s.buf = wire.AppendSnapshot(s.buf, s.cursor(), s.reason, f.state)
+		return f.block(s.cursor(), s.reason), true
 	case gap != nil:
 		s.Warn("a snapshot failed; a gap was sent instead", err)
 		s.appendGap(gap)
@@ -250,16 +245,8 @@ func (s *Stream) appendSnapshot(f *flight) (frame []byte, ok bool) {
 		s.Err = &SnapshotError{err}
 		return nil, false
 	}
-	s.opened = true
-	frame = s.buf
-	if len(frame) > mostKept {
-		s.buf = nil
-	}
-	return frame, true
+	return s.buf, true
 }
-
-// mostKept is how large a buffer a stream keeps.
-const mostKept = 64 << 10
 
 // A SnapshotError ends a stream that was to begin with a snapshot.
 type SnapshotError struct{ Err error }
@@ -281,8 +268,7 @@ func (s *Stream) idBlock(b []byte) []byte {
 // While a snapshot is due, there is no id: a client that came back with it would miss the snapshot.
 func (s *Stream) quiet() []byte {
 	s.buf = s.buf[:0]
-	if !s.opened || s.retryChanged() {
-		s.opened = true
+	if s.retryChanged() {
 		s.buf = s.appendRetry(s.buf)
 	}
 	if s.asked == nil && !s.stands(s.sent) {
