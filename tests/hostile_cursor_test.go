@@ -269,6 +269,7 @@ func smallNodes(t testing.TB) *redis.Client {
 var extremes = []int64{-2, -1, 0, 1, 2, 1<<15 - 1, 1 << 31, 1<<48 - 1, 1 << 48, 1<<53 - 1, 1 << 53, 1<<63 - 1, -1 << 63}
 
 func TestForgedCursorsBringNothingButWhatIsAllowed(t *testing.T) {
+	t.Parallel()
 	rdb := smallNodes(t)
 	bus := still(t, rdb)
 	elsewhere := newBus(t, rdb, quiet(), eventbus.WithPrefix("other:"))

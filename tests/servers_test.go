@@ -38,12 +38,14 @@ func TestMain(m *testing.M) {
 // eachRedis runs a test on miniredis and on a real redis-server.
 func eachRedis(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient)) {
 	t.Run("miniredis", func(t *testing.T) {
+		t.Parallel()
 		rdb, err := embedded.New()
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, rdb.Close()) })
 		test(t, rdb)
 	})
 	t.Run("redis", func(t *testing.T) {
+		t.Parallel()
 		test(t, redistest.Start(t).Client(t))
 	})
 }

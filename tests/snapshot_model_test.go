@@ -247,6 +247,7 @@ func differences(a, b map[string]int) string {
 // client has the state of the program, folded from snapshots and events; and where the program
 // stores its cursor with its state, it was told of each event once.
 func TestClientsHeal(t *testing.T) {
+	t.Parallel()
 	rdb, err := embedded.New()
 	require.NoError(t, err)
 	defer rdb.Close()

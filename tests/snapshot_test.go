@@ -423,7 +423,7 @@ func TestSnapshotsAreShared(t *testing.T) {
 // TestAGapWantsANewSnapshot: one that began before the gap was seen may lack what is missing.
 func TestAGapWantsANewSnapshot(t *testing.T) {
 	rdb := onMiniredis(t)
-	bus, a := newBus(t, rdb, eventbus.WithFreshness(200*time.Millisecond)), run(t)
+	bus, a := newBus(t, rdb, eventbus.WithFreshness(200*time.Millisecond), eventbus.WithKeepalive(100*time.Millisecond)), run(t)
 	var snap answerer
 	snap.gives("first", eventbus.Cursor{})
 	server := snap.server(t, bus, "key", a)
