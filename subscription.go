@@ -34,9 +34,9 @@ type Subscription struct {
 	// Snapshot.
 	Last int
 	// NoFollow ends the subscription where the logs ended when it began: what a page shows first. A
-	// channel without a log has nothing, and gets no log. The subscription also ends for a channel whose
-	// log was replaced, or has lost events in a failover. Over SSE the response ends with stream.live: it is for fetch, not for
-	// EventSource, which would come back.
+	// channel without a log has nothing, and gets no log. The subscription also ends for a channel
+	// whose log was replaced, or has lost events in a failover. Over SSE the response ends with
+	// stream.live: it is for fetch, not for EventSource, which would come back.
 	NoFollow bool
 	// LastEventID resumes from what an SSE client sends: a cursor, the ID of an event that a log of
 	// one of the channels still has, or, with one channel, a position. Anything else is a gap with

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -70,10 +71,7 @@ func (r *Reader) ask(ctx context.Context, s *Snapshot, fresh bool) {
 	r.leave()
 	key := ""
 	if s.Key != "" {
-		var names []string
-		for _, l := range r.lanes {
-			names = append(names, l.tail.Name)
-		}
+		names := namesOf(r.lanes)
 		slices.Sort(names)
 		key = strings.Join(names, " ") + "\x00" + s.Key
 		ctx = r.Closed
@@ -133,7 +131,7 @@ func (rs *Readers) fly(ctx context.Context, f *flight, lanes []*lane, s *Snapsho
 
 // begin notes where the logs of lanes end before the call.
 func (f *flight) begin(ctx context.Context, lanes []*lane) error {
-	names, entries := make([]string, len(lanes)), make([]position.Entry, len(lanes))
+	entries := make([]position.Entry, len(lanes))
 	f.foreign = make(map[string]uint64, len(lanes))
 	for i, l := range lanes {
 		f.foreign[l.tail.Name] = l.tail.Foreign()
@@ -141,10 +139,18 @@ func (f *flight) begin(ctx context.Context, lanes []*lane) error {
 		if err != nil {
 			return err
 		}
-		names[i], entries[i] = l.tail.Name, position.Entry{Pos: page.Last, Began: page.Last}
+		entries[i] = position.Entry{Pos: page.Last, Began: page.Last}
 	}
-	f.heads = string(position.NewKey(names).AppendAll(nil, entries))
+	f.heads = string(position.NewKey(namesOf(lanes)).AppendAll(nil, entries))
 	return nil
+}
+
+func namesOf(lanes []*lane) []string {
+	names := make([]string, len(lanes))
+	for i, l := range lanes {
+		names[i] = l.tail.Name
+	}
+	return names
 }
 
 // load calls Load. It does not wait for one that ignores the end of its context.
@@ -159,7 +165,7 @@ func (f *flight) load(ctx context.Context, s *Snapshot) error {
 		a := answer{err: errors.New("it has not returned")} // such as after runtime.Goexit
 		defer func() {
 			if p := recover(); p != nil {
-				a.err = fmt.Errorf("panic: %v", p)
+				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 			}
 			answers <- a
 		}()
@@ -197,10 +203,7 @@ func (r *Reader) answer() step {
 // jump puts the lanes right behind a snapshot: where its cursor says, which is as good as any that a
 // client brings, or where the logs ended before the call.
 func (r *Reader) jump(f *flight) error {
-	var names []string
-	for _, l := range r.lanes {
-		names = append(names, l.tail.Name)
-	}
+	names := namesOf(r.lanes)
 	after, err := position.Entries(f.after, names)
 	if err != nil {
 		return err
