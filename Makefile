@@ -18,7 +18,7 @@ test: ## checks and tests everything, in about 8 minutes on two cores
 		go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./...) || exit 1; done
 	@go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -short ./...
 	@for module in $(MODULES); do (cd $$module && go run $(GOTESTSUM) --format pkgname-and-test-fails \
-		--format-hide-empty-pkg -- -race -parallel 6 -timeout 20m ./...) || exit 1; done
+		--format-hide-empty-pkg -- -race -parallel 4 -timeout 20m ./...) || exit 1; done
 
 run: ## the dashboard, on an embedded Redis
 	go run ./examples/dashboard

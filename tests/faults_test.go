@@ -633,7 +633,7 @@ func TestForgedPositionIsNoConfusion(t *testing.T) {
 // than any ring holds.
 func TestSlowReaderReadsTheLogAndDelaysNobody(t *testing.T) {
 	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
-		bus, ctx, project := newBus(t, rdb), deadline(t), uuid.New()
+		bus, ctx, project := newBus(t, rdb, eventbus.WithPublishTimeout(time.Minute)), deadline(t), uuid.New()
 		channel := eventbus.ProjectChannel(project)
 		sub := now(t, bus, channel)
 		const n = 6000
