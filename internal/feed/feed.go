@@ -58,6 +58,7 @@ type Feed struct {
 
 	mu     sync.RWMutex     // guards following, and the fields of links that say so
 	tails  map[string]*used // by name
+	made   int              // how many tails there were so far
 	links  map[string]*link // by node
 	relays map[*link]bool
 	// carrier is the link of each channel. The name "" stands for no channel. Its link stays when
@@ -75,6 +76,7 @@ type used struct {
 	tail      *tail.Tail
 	readers   int
 	idleSince time.Time // when the last reader left
+	part      int       // the tail is compared with those that have the same
 }
 
 // warmFor is how long a tail stays after its last reader has left. Readers that a deployment has
@@ -129,7 +131,8 @@ func (f *Feed) Acquire(channel string) *tail.Tail {
 	defer f.mu.Unlock()
 	u := f.tails[name]
 	if u == nil {
-		u = &used{tail: f.newTail(channel, false)}
+		f.made++
+		u = &used{tail: f.newTail(channel, false), part: f.made % compareParts}
 		f.tails[name] = u
 		f.stray = append(f.stray, name)
 		f.strays.Set()
@@ -219,11 +222,11 @@ func (f *Feed) route(ctx context.Context) error {
 }
 
 // some gives the tails for which a condition holds. The condition is called under the feed's lock.
-func (f *Feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
+func (f *Feed) some(is func(*used) bool) (tails []*tail.Tail) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, u := range f.tails {
-		if is(u.tail) {
+		if is(u) {
 			tails = append(tails, u.tail)
 		}
 	}
@@ -232,7 +235,7 @@ func (f *Feed) some(is func(*tail.Tail) bool) (tails []*tail.Tail) {
 
 // WakeAll wakes all readers.
 func (f *Feed) WakeAll() {
-	for _, t := range f.some(func(*tail.Tail) bool { return true }) {
+	for _, t := range f.some(func(*used) bool { return true }) {
 		t.Wake()
 	}
 }

@@ -12,8 +12,10 @@ import (
 	"github.com/syndarix/eventbus/internal/tail"
 )
 
-// fillBatch is how many logs one round trip reads at most.
-const fillBatch = 64
+const (
+	fillBatch    = 64 // how many logs one round trip reads at most
+	compareParts = 8  // tails are compared in parts: all at once would hold up what is published
+)
 
 // want asks for tails to be filled. That is urgent where they may be behind, but not for a
 // comparison.
@@ -66,8 +68,9 @@ func (f *Feed) mend(ctx context.Context) {
 	freshness := f.Freshness
 	care := time.NewTicker(freshness / 10)
 	defer care.Stop()
-	compare := time.NewTicker(freshness * 2 / 5)
+	compare := time.NewTicker(freshness * 2 / 5 / compareParts)
 	defer compare.Stop()
+	part := 0
 	queues := make(map[string]*fillQueue) // by node
 	done := make(chan filled)
 	var retry pace.Backoff
@@ -84,11 +87,12 @@ func (f *Feed) mend(ctx context.Context) {
 			failed, retried = make(map[*tail.Tail]bool), failed
 		case now := <-care.C:
 			f.dropCold(now)
-			f.want(true, f.some(func(t *tail.Tail) bool { return t.Stale(now) > 0 && !failed[t] })...)
+			f.want(true, f.some(func(u *used) bool { return u.tail.Stale(now) > 0 && !failed[u.tail] })...)
 		case <-compare.C:
 			// The logs have what a connection that looks alive has not brought. Tails without
 			// readers are compared too, because a read extends the life of the log.
-			f.want(false, f.some(func(*tail.Tail) bool { return true })...)
+			part = (part + 1) % compareParts
+			f.want(false, f.some(func(u *used) bool { return u.part == part })...)
 		case d := <-done:
 			d.queue.busy = false
 			for _, t := range d.failed {
