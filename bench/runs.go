@@ -60,7 +60,7 @@ func (r *run) publish(name string, o order, l *load) (answer, error) {
 // publisher is behind waits for its client, too.
 func tokens(r *run) error {
 	const runs = 1000
-	for _, rate := range []int{10, 15, 20, 60} {
+	for _, rate := range []int{10, 15, 60} {
 		l, err := r.connect(runs, runs)
 		if err != nil {
 			return err

@@ -34,7 +34,7 @@ type envelope struct {
 
 // A segment is a run of consecutive entries of one channel. Their frames lie one behind the other
 // in memory, as a subscription to that one channel sends them: any stretch of them is one Write. A
-// segment only grows, if need be in a larger copy of its buffer. What a view shows never changes.
+// segment only grows. What a view shows never changes.
 type segment struct {
 	channel string            // the channel's text, as it is in the frames
 	first   uint64            // ordinal of entries[0] in its tail
@@ -43,9 +43,9 @@ type segment struct {
 	buf     []byte
 }
 
-// The buffer of a tail's first segment begins small, because most channels are quiet, and doubles.
-// When a segment is full, the next one gets as much room from the start as the full one has used. A
-// full ring drops a whole segment.
+// A new segment has room for as much as the ring has already: most channels are quiet. The buffer
+// of a busy one must not grow, because channels that began together would all copy theirs at the
+// same time. A full ring drops a whole segment.
 const (
 	leastSegmentBytes = 4 << 10
 	mostSegmentBytes  = leastRingBytes / 2
@@ -56,11 +56,17 @@ const (
 	entryBytes = 256 // about what an Entry and its envelope take
 )
 
+// segmentRoom gives the room of the next segment of a ring with so many bytes, for an event with a
+// payload of so many.
+func segmentRoom(ring, payload int) int {
+	return max(min(max(ring, leastSegmentBytes), mostSegmentBytes), payload+frameBytes)
+}
+
 func (s *segment) size() int { return len(s.buf) + entryBytes*len(s.entries) }
 
 // takes reports whether an event with a payload of so many bytes still belongs in the segment.
 func (s *segment) takes(payload int) bool {
-	return len(s.entries) == 0 || s.size()+payload+frameBytes <= mostSegmentBytes
+	return len(s.buf)+payload+frameBytes <= cap(s.buf) && len(s.entries) < mostSegmentBytes/entryBytes
 }
 
 // Beyond reports whether the entry is further on in the log than p.
@@ -109,13 +115,6 @@ func (v View) Block(e *Entry) []byte { return v.buf[e.body:e.end] }
 // add appends an event and its frame. A reader right behind it stands at pos. key makes the cursor
 // of that position.
 func (s *segment) add(key position.Key, ev wire.Event, pos position.Position) {
-	if n := len(s.buf) + len(ev.Payload) + frameBytes; n > cap(s.buf) {
-		room := min(max(2*cap(s.buf), leastSegmentBytes), mostSegmentBytes)
-		if n > room { // a page, or one large event, can be larger than a segment of the ring
-			room = n + len(s.buf)/4
-		}
-		s.buf = append(make([]byte, 0, room), s.buf...)
-	}
 	e := Entry{pos: pos, Foreign: ev.Position.IsZero(), start: int32(len(s.buf))}
 	if !e.Foreign {
 		e.Also, e.Final = ev.Also, ev.Final

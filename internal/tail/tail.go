@@ -167,13 +167,13 @@ func (t *Tail) Drop() {
 
 // roomLocked gives the segment for the next event, which has a payload of so many bytes.
 func (t *Tail) roomLocked(payload int) *segment {
-	s := &segment{channel: t.Channel, first: t.next, before: t.last}
-	if n := len(t.segments); n > 0 {
-		full := t.segments[n-1]
-		if full.takes(payload) {
-			return full
-		}
-		s.entries, s.buf = make([]Entry, 0, len(full.entries)), make([]byte, 0, min(len(full.buf)+frameBytes, mostSegmentBytes))
+	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
+		return t.segments[n-1]
+	}
+	room := segmentRoom(t.bytes, payload)
+	s := &segment{
+		channel: t.Channel, first: t.next, before: t.last,
+		buf: make([]byte, 0, room), entries: make([]Entry, 0, room/(frameBytes+payload)),
 	}
 	t.segments = append(t.segments, s)
 	return s
