@@ -166,9 +166,11 @@ func (h *healing) save() {
 	h.saved = s
 }
 
-// failOver makes the replica the master. The program's state goes back with it.
+// failOver makes the replica the master. The program's state goes back with it. A state without a
+// cursor can be newer than the cursor of its snapshot: what it has then, and the master lacks, shows
+// in no log. So there is no failover for such a program.
 func (h *healing) failOver() {
-	if h.saved == nil {
+	if h.saved == nil || !h.program.cursors {
 		return
 	}
 	h.program.mu.Lock()
@@ -278,7 +280,7 @@ func TestClientsHeal(t *testing.T) {
 			"publish": func(*rapid.T) { h.publish() },
 			"more":    func(*rapid.T) { h.publish() },
 			"cut": func(*rapid.T) {
-				f := rapid.SampledFrom(h.clients).Draw(rt, "client")
+				f := h.clients[rapid.IntRange(0, 2).Draw(rt, "client")]
 				f.mu.Lock()
 				defer f.mu.Unlock()
 				if f.cancel != nil {

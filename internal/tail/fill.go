@@ -187,7 +187,9 @@ func (t *Tail) fillLocked(asked Request, page *position.Page, connected bool) (b
 	next, run, state := t.next, t.run, t.state
 	defer func() {
 		// A reader at the end of a log that has ended may have slept because the tail was in doubt.
-		if t.next != next || t.run != run || t.ended && state == cut {
+		// One that is ahead looks at the log again: a failover can have taken the event.
+		if t.next != next || t.run != run || t.ended && state == cut || t.ahead {
+			t.ahead = false
 			t.wakeLocked()
 		}
 	}()

@@ -51,6 +51,7 @@ func (t *Tail) Look(p *Place) Glance {
 		if g.Skipped, ok = t.attachLocked(p); !ok {
 			if p.AtEnd && p.tailRun == t.run && p.tailNext == t.next {
 				t.sleepLocked(p) // if the log has more, the tail soon has it
+				t.ahead = true
 			} else {
 				g.Behind = true
 			}

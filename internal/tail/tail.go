@@ -57,6 +57,7 @@ type Tail struct {
 	last     position.Position // the tail is complete up to here
 	lastID   string            // id of the event at last, "" if unknown
 	ended    bool              // the log ends with the event at last
+	ahead    bool              // a reader sleeps at an event that the log had and the ring has not
 	Opened   chan struct{}     // closed by the first fill, or when the log cannot be read for good
 	opened   bool              // Opened is closed
 	refused  error             // why the log cannot be read for good; nil once it can

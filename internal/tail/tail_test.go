@@ -156,6 +156,21 @@ func TestWhatIsHeldBackIsBoundedInBytes(t *testing.T) {
 	require.True(t, tl.overflow)
 }
 
+// TestReaderAheadOfItsTail: a reader has read an event from the log that the channel has not brought.
+// Then the log loses it. The tail has missed nothing, but the reader has to look at the log again.
+func TestReaderAheadOfItsTail(t *testing.T) {
+	end := position.Position{Epoch: 1000, Seq: 5}
+	tl := openTail(t, end, nil)
+	ahead := Place{Pos: position.Position{Epoch: 1000, Seq: 6}, Waiter: pace.NewFlag()}
+	require.True(t, tl.Look(&ahead).Behind)
+	ahead.AtEnd = true // The log ended there.
+	require.False(t, tl.Look(&ahead).Behind)
+	require.Empty(t, ahead.Waiter)
+	require.True(t, tl.Fill(tl.Want(), &position.Page{Last: end}, true))
+	require.Len(t, ahead.Waiter, 1)
+	require.True(t, tl.Look(&ahead).Behind)
+}
+
 // TestMessageBeyondTheLog: a message was held before a read began, and the read does not find it.
 // It never was in the log, or is lost. The tail does not wait for it.
 func TestMessageBeyondTheLog(t *testing.T) {
