@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -140,14 +139,8 @@ func (r *Reader) askLogs(ctx context.Context, sub Subscription, resumes bool) er
 		asked, cancel = context.WithTimeout(ctx, liveWait)
 	}
 	defer cancel()
-	errs := make([]error, len(r.lanes))
-	var all sync.WaitGroup
-	for i, l := range r.lanes {
-		all.Go(func() { errs[i] = r.askLog(asked, l, must) })
-	}
-	all.Wait()
-	for _, err := range errs {
-		if err != nil && must {
+	for _, l := range r.lanes {
+		if err := r.askLog(asked, l, must); err != nil && must {
 			return err
 		}
 	}

@@ -10,13 +10,12 @@
 //	a revoke calls End    the error of End   at once
 //	the bus is closed     cause of Closed    at once
 //	the bus drains        cause of Draining  at once; with drain, when nothing more can be read
-//	NoFollow is done      ErrDone            when the reader is where the logs ended as it began
-//	all channels ended    ErrDone            when their ends were given
+//	NoFollow is done      ErrDone             when the reader is where the logs ended as it began
+//	all channels ended    ErrDone             when their ends were given
 //
 // A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
 // call ring and End, and set its waiter, as WakeOn does. The package starts a goroutine for the
-// search of a log for an id, one at a time, and two for each snapshot that is being loaded. A reader
-// that begins has one for each log while it asks where that ends.
+// search of a log for an id, one at a time, and two for each snapshot that is being loaded.
 //
 //	reader.go    the Reader: lanes, steps, gaps, cursors
 //	begin.go     where a subscription begins, and the search
