@@ -84,8 +84,8 @@ func streamError(err error) error {
 // next one; a frame is valid until then. Nothing here asks again who may read, and ValidUntil is
 // ignored: end the context, or call [Bus.Revoke].
 //
-// The first frame has the retry time, and the cursor at which the stream begins, unless
-// stream.snapshot comes next. An event is a block with its cursor, its type and its JSON, to which
+// The first frame has the retry time, and the cursor at which the stream begins, unless a snapshot is
+// due. An event is a block with its cursor, its type and its JSON, to which
 // the member channel is added. When nothing was written for the keepalive time, there is a frame with
 // a comment, or with the cursor if that has moved. These events are the stream's own; Types never
 // hide them:

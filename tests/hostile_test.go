@@ -112,7 +112,7 @@ func requireOneLinePerBurst(t testing.TB, log *logBook, began time.Time) {
 const flood = 100_000
 
 func TestFloodOfUnreadableMessages(t *testing.T) {
-	eachRedis(t, func(t *testing.T, rdb redis.UniversalClient) {
+	eachRedisAlone(t, func(t *testing.T, rdb redis.UniversalClient) {
 		log, began := &logBook{}, time.Now()
 		bus, ctx, project := newBus(t, rdb, log.option()), deadline(t), uuid.New()
 		c := eventbus.ProjectChannel(project)

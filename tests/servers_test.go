@@ -35,17 +35,23 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// eachRedis runs a test on miniredis and on a real redis-server.
+// eachRedis runs a test on miniredis and on a real redis-server, at the same time.
 func eachRedis(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient)) {
-	t.Run("miniredis", func(t *testing.T) {
+	eachRedisAlone(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Parallel()
+		test(t, rdb)
+	})
+}
+
+// eachRedisAlone is eachRedis for a test that measures something of the whole process.
+func eachRedisAlone(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient)) {
+	t.Run("miniredis", func(t *testing.T) {
 		rdb, err := embedded.New()
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, rdb.Close()) })
 		test(t, rdb)
 	})
 	t.Run("redis", func(t *testing.T) {
-		t.Parallel()
 		test(t, redistest.Start(t).Client(t))
 	})
 }

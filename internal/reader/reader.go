@@ -10,8 +10,8 @@
 //	a revoke calls End    the error of End   at once
 //	the bus is closed     cause of Closed    at once
 //	the bus drains        cause of Draining  at once; with drain, when nothing more can be read
-//	NoFollow is done      ErrDone             when the reader is where the logs ended as it began
-//	all channels ended    ErrDone             when their ends were given
+//	NoFollow is done      ErrDone            when the reader is where the logs ended as it began
+//	all channels ended    ErrDone            when their ends were given
 //
 // A Reader belongs to one goroutine, that of its caller, and has no lock. Other goroutines may only
 // call ring and End, and set its waiter, as WakeOn does. The package starts a goroutine for the

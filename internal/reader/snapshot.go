@@ -60,7 +60,7 @@ func (f *flight) block(cursor, reason string) []byte {
 	defer f.mu.Unlock()
 	if f.last == nil || f.cursor != cursor || f.reason != reason {
 		f.cursor, f.reason = cursor, reason
-		f.last = wire.AppendSnapshot(nil, cursor, reason, f.state)
+		f.last = slices.Clip(wire.AppendSnapshot(nil, cursor, reason, f.state))
 	}
 	return f.last
 }

@@ -85,7 +85,10 @@ func (s *Stream) Frames(yield func([]byte) bool) {
 			frame = s.quiet()
 		}
 		if len(frame) > 0 {
-			if s.retry == 0 && !yield(append(s.appendRetry(nil), '\n')) || !yield(frame) {
+			if s.retry == 0 && !yield(append(s.appendRetry(nil), '\n')) { // a snapshot comes first
+				return
+			}
+			if !yield(frame) {
 				return
 			}
 			s.written = now

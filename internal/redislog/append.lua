@@ -200,7 +200,8 @@ for i, log in ipairs(logs) do
   local upto = life == 0 and 2^53 or now + life
   local lives = log.last and log.upto >= upto - math.min(life / 16, 1000)
   if log.last then
-    note(log, 'until', number(lives and log.upto or upto), producer, call .. ' ' .. number(now) .. ' ' .. answer)
+    answer = call .. ' ' .. number(now) .. ' ' .. answer
+    if lives then note(log, producer, answer) else note(log, producer, answer, 'until', number(upto)) end
     if log.fresh then sweep(log.hash, now) end
   end
   -- This comes behind all appends: once a script has written, Redis lets it write where memory is

@@ -156,7 +156,13 @@ func TestBatchesKeepTheirOrder(t *testing.T) {
 			"fault": func(t *rapid.T) {
 				key := "fault:" + logKey(rapid.SampledFrom(w.names).Draw(t, "log"))
 				fault := rapid.SampledFrom([]string{"OOM full", "WRONGTYPE no log"}).Draw(t, "error")
-				local.Set(ctx, key, fmt.Sprint(rapid.IntRange(1, 4).Draw(t, "which"), " ", fault), 0)
+				value := fmt.Sprint(rapid.IntRange(1, 4).Draw(t, "which"), " ", fault)
+				// An error that goes away before a lost call is repeated is the one hole in the order.
+				if w.call == nil || !w.call.Lost {
+					local.Set(ctx, key, value, 0)
+				} else {
+					local.SetNX(ctx, key, value, 0)
+				}
 			},
 			"mend": func(t *rapid.T) {
 				if w.call == nil || !w.call.Lost {

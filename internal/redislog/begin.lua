@@ -6,8 +6,8 @@
 --               a foreign publisher has made it: see prev in append.lua
 --   ended       the position of the log's last event, if the log has ended
 --   bytes, marks  how much was appended: see trim
---   until       the time in ms to which append.lua has extended the log's life. It does so once a
---               second at most
+--   until       the time in ms to which append.lua has extended the log's life. Not every call
+--               does so
 --   <producer>  number, time and answer of the producer's last call (see append.lua)
 
 local pcall, find, match = redis.pcall, string.find, string.match
@@ -102,7 +102,7 @@ local function begin(log)
   log.id = log.epoch .. '-*'
   log.prev, log.upto = nil, 0
   log.ended = info and final(newest(log.key, info), last)
-  pcall('HSET', log.hash, 'epoch', log.epoch)
+  pcall('HSET', log.hash, 'epoch', log.epoch, 'until', 0)
   if info then pcall('PEXPIRE', log.hash, hour) end -- it is new, and lives as long as extend says
   if log.ended then pcall('HSET', log.hash, 'ended', last) end
 end

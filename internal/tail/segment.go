@@ -34,7 +34,7 @@ type envelope struct {
 
 // A segment is a run of consecutive entries of one channel. Their frames lie one behind the other
 // in memory, as a subscription to that one channel sends them: any stretch of them is one Write. A
-// segment only grows. What a view shows never changes.
+// segment only gets entries. What a view shows never changes.
 type segment struct {
 	channel string            // the channel's text, as it is in the frames
 	first   uint64            // ordinal of entries[0] in its tail
@@ -43,12 +43,12 @@ type segment struct {
 	buf     []byte
 }
 
-// A new segment has room for as much as the ring has already: most channels are quiet. The buffer
-// of a busy one must not grow, because channels that began together would all copy theirs at the
-// same time. A full ring drops a whole segment.
+// A new segment has room for as much as the ring has already: most channels are quiet. Buffers do not
+// grow, because busy channels that began together would all copy theirs at the same time. A full
+// ring drops a whole segment.
 const (
 	leastSegmentBytes = 4 << 10
-	mostSegmentBytes  = leastRingBytes / 2
+	mostSegmentBytes  = ringBytes / 4
 )
 
 const (
@@ -56,17 +56,22 @@ const (
 	entryBytes = 256 // about what an Entry and its envelope take
 )
 
-// segmentRoom gives the room of the next segment of a ring with so many bytes, for an event with a
-// payload of so many.
-func segmentRoom(ring, payload int) int {
-	return max(min(max(ring, leastSegmentBytes), mostSegmentBytes), payload+frameBytes)
+// newSegment makes the next segment of a ring, with so many bytes at most, or room for an event with
+// a payload of so many.
+func newSegment(channel string, most, payload int) *segment {
+	room := max(min(most, mostSegmentBytes), leastSegmentBytes, payload+frameBytes)
+	return &segment{
+		channel: channel,
+		buf:     make([]byte, 0, room),
+		entries: make([]Entry, 0, room/(payload+frameBytes)),
+	}
 }
 
-func (s *segment) size() int { return len(s.buf) + entryBytes*len(s.entries) }
+func (s *segment) size() int { return cap(s.buf) + entryBytes*len(s.entries) }
 
 // takes reports whether an event with a payload of so many bytes still belongs in the segment.
 func (s *segment) takes(payload int) bool {
-	return len(s.buf)+payload+frameBytes <= cap(s.buf) && len(s.entries) < mostSegmentBytes/entryBytes
+	return len(s.buf)+payload+frameBytes <= cap(s.buf) && len(s.entries) < cap(s.buf)/64
 }
 
 // Beyond reports whether the entry is further on in the log than p.
@@ -107,7 +112,10 @@ func (v View) Cursor(e *Entry) string {
 }
 
 // Frames gives the frames of v.Entries[i:j].
-func (v View) Frames(i, j int) []byte { return v.buf[v.Entries[i].start:v.Entries[j-1].end] }
+func (v View) Frames(i, j int) []byte {
+	end := v.Entries[j-1].end
+	return v.buf[v.Entries[i].start:end:end]
+}
 
 // Block gives the frame of an entry without its id field.
 func (v View) Block(e *Entry) []byte { return v.buf[e.body:e.end] }

@@ -112,7 +112,7 @@ func (t *Tail) addLoggedLocked(e position.LogEntry) error {
 	if err != nil {
 		t.roomLocked(0).skip(e)
 		t.last, t.lastID, t.ended = e.Pos, "", e.Final
-		t.addedLocked(0)
+		t.addedLocked(entryBytes)
 		return err
 	}
 	ev.Position, ev.Also, ev.Final = e.Pos, e.Also, e.Final
@@ -129,16 +129,16 @@ func (t *Tail) addLocked(ev wire.Event) {
 		t.lastID, t.ended = ev.ID, ev.Final
 	}
 	s := t.roomLocked(len(ev.Payload))
-	before := len(s.buf)
+	before := s.size()
 	s.add(t.key, ev, pos)
 	t.last = pos
-	t.addedLocked(len(s.buf) - before)
+	t.addedLocked(s.size() - before)
 }
 
-// addedLocked counts a new entry with so many bytes of frames.
-func (t *Tail) addedLocked(frame int) {
+// addedLocked counts a new entry, for which the segments have grown by so many bytes.
+func (t *Tail) addedLocked(bytes int) {
 	t.next++
-	t.growLocked(frame + entryBytes)
+	t.growLocked(bytes)
 	for len(t.segments) > 1 && (t.bytes > ringBytes || t.bytes > leastRingBytes && t.memory.rings.Load() > ringsBytes) {
 		t.growLocked(-t.segments[0].size())
 		t.segments = slices.Delete(t.segments, 0, 1)
@@ -171,12 +171,14 @@ func (t *Tail) roomLocked(payload int) *segment {
 	if n := len(t.segments); n > 0 && t.segments[n-1].takes(payload) {
 		return t.segments[n-1]
 	}
-	room := segmentRoom(t.bytes, payload)
-	s := &segment{
-		channel: t.Channel, first: t.next, before: t.last,
-		buf: make([]byte, 0, room), entries: make([]Entry, 0, room/(frameBytes+payload)),
+	most := t.bytes
+	if t.memory.rings.Load() > ringsBytes {
+		most = leastRingBytes / 4
 	}
+	s := newSegment(t.Channel, most, payload)
+	s.first, s.before = t.next, t.last
 	t.segments = append(t.segments, s)
+	t.growLocked(s.size())
 	return s
 }
 

@@ -18,7 +18,7 @@ import (
 
 func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	key := position.NewKey([]string{"project:p"})
-	s := &segment{channel: "project:p", buf: make([]byte, 0, mostSegmentBytes)}
+	s := newSegment("project:p", mostSegmentBytes, 0)
 	var events []wire.Event
 	var early View
 	for i := 1; s.takes(len(`{"a":1}`)); i++ {
@@ -52,9 +52,10 @@ func TestSegmentsKeepEventsInTheirFrames(t *testing.T) {
 	big := sample.Event()
 	big.Payload = json.RawMessage(`{"a":"` + strings.Repeat("x", mostSegmentBytes) + `"}`)
 	require.False(t, s.takes(len(big.Payload)))
-	s = &segment{buf: make([]byte, 0, segmentRoom(0, len(big.Payload)))}
+	s = newSegment("project:p", 0, len(big.Payload))
+	room := cap(s.buf)
 	s.add(key, big, position.Position{Epoch: 7, Seq: 99})
-	require.Equal(t, segmentRoom(0, len(big.Payload)), cap(s.buf))
+	require.Equal(t, room, cap(s.buf))
 	require.False(t, s.takes(0))
 	require.Equal(t, string(big.Payload), string(s.from(0).Event(&s.entries[0]).Payload))
 }
