@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -161,8 +162,9 @@ func TestWhatPythonSendsIsLogged(t *testing.T) {
 			require.Eventually(t, func() bool { return rdb.XLen(deadline(t), logKey(c)).Val() == int64(logged) }, time.Minute, time.Millisecond, v.Case)
 			entry := rdb.XRevRangeN(deadline(t), logKey(c), "+", "-", 1).Val()[0].Values["event"].(string)
 			if !v.Error {
-				v.Output["id"] = id
-				want, err := json.Marshal(v.Output)
+				output := maps.Clone(v.Output)
+				output["id"] = id
+				want, err := json.Marshal(output)
 				require.NoError(t, err)
 				require.JSONEq(t, string(want), entry, v.Case)
 			}
