@@ -173,7 +173,7 @@ func (t *Tail) roomLocked(payload int) *segment {
 	}
 	most := t.bytes
 	if t.memory.rings.Load() > ringsBytes {
-		most = leastRingBytes / 4
+		most = min(most, leastRingBytes/4)
 	}
 	s := newSegment(t.Channel, most, payload)
 	s.first, s.before = t.next, t.last
