@@ -10,13 +10,12 @@ help: ## lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 test: ## checks and tests everything, in about 8 minutes on two cores
-	@echo "make test: checks; quick tests; then all tests with -race, against real Redis servers."
+	@echo "make test: checks; then all tests with -race, against real Redis servers."
 	@echo "It takes about 8 minutes on two cores, 2 of them to compile in a new clone. For the quick tests alone: go test -short ./..."
 	@scripts/install-redis
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
 	@for module in $(MODULES); do (cd $$module && echo "checks: $$module" && \
 		go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./...) || exit 1; done
-	@go run $(GOTESTSUM) --format pkgname --format-hide-empty-pkg -- -short ./...
 	@for module in $(MODULES); do (cd $$module && go run $(GOTESTSUM) --format pkgname-and-test-fails \
 		--format-hide-empty-pkg -- -race -parallel 4 -timeout 20m ./...) || exit 1; done
 
