@@ -20,8 +20,9 @@
 // struct back. [Bus.Publish] sends an event to the channel of its project and to any others.
 // [Bus.Subscribe] is an iterator over what comes. [Bus.Handler] serves the same to browsers as
 // Server-Sent Events. [Bus.NewWriter] streams events, such as the tokens of an agent's run, without
-// waiting for Redis. [PublishOptions].Ends ends a channel. [Subscription].Snapshot lets a stream begin
-// with the program's state. Package embedded has a Redis inside the process, for tests and for trying things out.
+// waiting for Redis. [PublishOptions].Ends ends a channel. [Subscription].Snapshot lets a stream
+// begin with the program's state. Package embedded has a Redis inside the process, for tests and for
+// trying things out.
 //
 // # How it works
 //
@@ -44,7 +45,7 @@
 //     what follows it.
 //   - The events that a [Writer] has taken are in the log in the order of the calls, each once, or they
 //     are in its [WriteError], in order.
-//   - Nothing follows the end of a channel, in any log and from any process.
+//   - Nothing follows the end of a channel, from whichever process.
 //   - Publish returns nil only when every log has the event. Otherwise a [PublishError] says which
 //     logs have it, and publishing the same event again is safe.
 //   - When the bus cannot keep subscribers fresh for the time of [WithFreshness], [Bus.Health]

@@ -23,7 +23,7 @@ var (
 	// ErrEnded is wrapped by the [*PublishError], or the [*WriteError], of an event for a channel that
 	// has ended. The text names that channel. PublishError.Missing has it. On a lone Redis the event is
 	// in no log, so Missing has all channels. In a cluster, Done lists those that got the event before
-	// the ended one was found. To publish an event again succeeds, if it is in the log and every attempt
+	// the ended one was found. Publishing an event again succeeds if the log has it and every attempt
 	// was Idempotent.
 	ErrEnded = redislog.ErrEnded
 
@@ -153,9 +153,8 @@ const (
 	// GapUnknown: the cursor or Last-Event-ID cannot be read, or names an event that no log holds.
 	// The subscription goes on from the oldest event.
 	GapUnknown GapReason = "unknown"
-	// GapUnlogged: the reader was too slow for events of foreign publishers. They are in no log without
-	// [WithForeignLog], so
-	// they cannot be read again.
+	// GapUnlogged: the reader was too slow for events of foreign publishers. Without [WithForeignLog]
+	// they are in no log, so they cannot be read again.
 	GapUnlogged GapReason = "unlogged"
 )
 

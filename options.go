@@ -131,8 +131,8 @@ func WithShardedPubSub() Option { return func(o *options) { o.sharded = true } }
 
 // WithForeignLog puts the events of foreign publishers into the log. Those are programs that only
 // do PUBLISH <channel> '{event}', without a position. Such an event is then delivered like any
-// other: once, in the order of its channel's log, with a position and a cursor, and again to who
-// comes back later. Without the option, who listens gets it live, and it is in no log.
+// other: once, in the order of its channel's log, with a position and a cursor. A subscriber that
+// comes back later gets it, too. Without the option it is in no log, and comes live only.
 //
 // A bus hears the channels that it has subscriptions to, and all of some kinds with [Bus.Relay].
 // What no bus hears is lost. All buses on one Redis should agree on the option.

@@ -25,9 +25,9 @@ type PublishOptions struct {
 	Ends []Channel
 	// Idempotent says that this event may be published more than once, by this process or another.
 	// A log that has got the event by an Idempotent publish in the last 10 minutes does not get it
-	// again. Every attempt must say so, also the first. This also works when the log has trimmed the
-	// entry. The case of a UUID does not matter either. While
-	// a cluster moves a slot, Idempotent publishes to its channels can wait.
+	// again, not even where it has trimmed the entry. Every attempt must say so, also the first. The
+	// case of a UUID does not matter. While a cluster moves a slot, Idempotent publishes to its
+	// channels can wait.
 	Idempotent bool
 }
 

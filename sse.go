@@ -81,14 +81,13 @@ func streamError(err error) error {
 
 // SubscribeSSE walks the frames of an event stream. It is for a handler of your own, or for an
 // adapter to another framework than net/http. Write and flush each frame before you ask for the
-// next one; a frame is valid until then. Nothing here asks again who may read, and ValidUntil is
-// ignored: end the context, or call [Bus.Revoke].
+// next one; a frame is valid until then. Streams share frames, so do not change one. Nothing here
+// asks again who may read, and ValidUntil is ignored: end the context, or call [Bus.Revoke].
 //
 // The first frame has the retry time, and the cursor at which the stream begins, unless a snapshot is
-// due. An event is a block with its cursor, its type and its JSON, to which
-// the member channel is added. When nothing was written for the keepalive time, there is a frame with
-// a comment, or with the cursor if that has moved. These events are the stream's own; Types never
-// hide them:
+// due. An event is a block with its cursor, its type and its JSON, to which the member channel is
+// added. When nothing was written for the keepalive time, there is a frame with a comment, or with
+// the cursor if that has moved. These events are the stream's own; Types never hide them:
 //
 //   - stream.gap {"channel","reason","from"}: events are missing here. reason is a [GapReason], and
 //     from the position behind which they are missing, or "".

@@ -189,3 +189,17 @@ func TestLiveWhereTheLogWentBackInFrontOfTheReader(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, st.live)
 }
+
+// TestBlockOfASnapshotIsShared by the streams at the same cursor: many can join with a large state.
+func TestBlockOfASnapshotIsShared(t *testing.T) {
+	f := &flight{state: []byte(`{"a":1}`)}
+	one, two := f.block("c", "joined"), f.block("c", "joined")
+	require.Same(t, &one[0], &two[0])
+	require.Equal(t, len(one), cap(one), "an append cannot reach what others have")
+	for _, other := range [][]byte{f.block("d", "joined"), f.block("d", "lost")} {
+		require.NotEqual(t, string(one), string(other))
+	}
+	require.Contains(t, string(f.block("d", "lost")), `id: d
+event: stream.snapshot
+data: {"reason":"lost","state":{"a":1}}`)
+}

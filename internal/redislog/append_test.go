@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -313,11 +315,28 @@ func TestLivesAreExtended(t *testing.T) {
 		appends(24 * time.Hour)
 		lives(24 * time.Hour)
 
+		persists := func() {
+			t.Helper()
+			for _, key := range []string{logKey("run:r"), hash} {
+				require.EqualValues(t, -1, client.PTTL(ctx, key).Val(), key)
+			}
+		}
 		appends(0)
 		appends(time.Hour)
-		for _, key := range []string{logKey("run:r"), hash} {
-			require.EqualValues(t, -1, client.PTTL(ctx, key).Val())
-		}
+		persists()
+
+		// Another program adds an entry, so that the call of a relay looks at the log anew.
+		info := client.XInfoStream(ctx, logKey("run:r")).Val()
+		epoch, _, _ := strings.Cut(info.LastGeneratedID, "-")
+		n, err := strconv.ParseInt(epoch, 10, 64)
+		require.NoError(t, err)
+		require.NoError(t, client.XAdd(ctx, &redis.XAddArgs{Stream: logKey("run:r"), ID: fmt.Sprint(n+1, "-7"), Values: []any{"x", "y"}}).Err())
+		ev := sample.Event()
+		heard := &Foreign{Channel: "run:r", Event: ev, JSON: ev.AppendJSON(nil)}
+		newTestLog(client).AppendForeign(ctx, []*Foreign{heard})
+		require.NoError(t, heard.Err)
+		appends(0)
+		persists()
 	})
 }
 

@@ -69,7 +69,8 @@ func newSegment(channel string, most, payload int) *segment {
 
 func (s *segment) size() int { return cap(s.buf) + entryBytes*len(s.entries) }
 
-// takes reports whether an event with a payload of so many bytes still belongs in the segment.
+// takes reports whether an event with a payload of so many bytes still belongs in the segment. The
+// number of entries is bounded, too, because one that is passed over has no bytes.
 func (s *segment) takes(payload int) bool {
 	return len(s.buf)+payload+frameBytes <= cap(s.buf) && len(s.entries) < cap(s.buf)/64
 }
