@@ -50,8 +50,11 @@ func (s *redisStreams) publish(ctx context.Context, channel int, text string, af
 	return err
 }
 
-// write publishes in pipelines of calls of appendAndPublish.
+// write publishes in pipelines of calls of appendAndPublish, or with an XADD for each event.
 func (s *redisStreams) write(ctx context.Context, channel int, text string) error {
+	if !s.script {
+		return s.publish(ctx, channel, text, nil)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	appendAndPublish.EvalSha(ctx, s.pipe, []string{channelName(channel)}, body(text))
